@@ -1,0 +1,51 @@
+"""Render the glyphs of the scenes world from Noto Color Emoji into the atlas that the package ships.
+
+Run once, after changing the list in `safelight/training/scenes/glyphs.py`:
+
+    python scripts/build_glyphs.py /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from safelight.training.scenes.glyphs import ATLAS_PATH, CELL, CHARACTERS, COLUMNS
+
+FONT_SIZE = 109  # the one size at which the bitmaps of a CBDT font are stored
+MARGIN = 20  # pixels around the drawn character, so that nothing is cut before the crop
+
+
+def draw(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """One character, cropped to what is visible, its longer side scaled to the cell, centred: RGBA."""
+    canvas = Image.new("RGBA", (FONT_SIZE * 2, FONT_SIZE * 2))
+    ImageDraw.Draw(canvas).text((MARGIN, MARGIN), character, font=font, embedded_color=True)
+    box = canvas.getchannel("A").point(lambda alpha: 255 if alpha >= 16 else 0).getbbox()
+    if box is None:
+        raise SystemExit(f"the font has no picture for {character!r}: choose another character or font")
+    glyph = canvas.crop(box)
+    scale = CELL / max(glyph.size)
+    size = (max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale)))
+    glyph = glyph.resize(size, Image.Resampling.LANCZOS)
+    cell = Image.new("RGBA", (CELL, CELL))
+    cell.paste(glyph, ((CELL - glyph.width) // 2, (CELL - glyph.height) // 2))
+    return cell
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("font", type=Path, help="the file NotoColorEmoji.ttf (the bitmap build)")
+    font = ImageFont.truetype(parser.parse_args().font, FONT_SIZE)
+    rows = -(-len(CHARACTERS) // COLUMNS)
+    atlas = Image.new("RGBA", (COLUMNS * CELL, rows * CELL))
+    for i, character in enumerate(CHARACTERS):
+        atlas.paste(draw(character, font), (i % COLUMNS * CELL, i // COLUMNS * CELL))
+    # Near lossless would smear thin lines; the method costs time here, and nothing at run time.
+    atlas.save(ATLAS_PATH, lossless=True, quality=100, method=6)
+    print(f"{ATLAS_PATH.name}: {len(CHARACTERS)} glyphs, {ATLAS_PATH.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

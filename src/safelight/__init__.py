@@ -1,0 +1,70 @@
+"""Safelight: the Stable Diffusion family as one house. A picture is a `Request` answered by a `Model`.
+
+Every public name is here, and each is imported when it is first used: `import safelight` does not import
+torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from safelight.errors import (
+        DataError,
+        ModelFileError,
+        OutputError,
+        RequestError,
+        SafelightError,
+        TrainingError,
+    )
+    from safelight.tasks.loading import load
+    from safelight.tasks.metadata import read_record
+    from safelight.tasks.model import Model
+    from safelight.tasks.pictures import save_picture
+    from safelight.tasks.requests import ImageToImage, TextToImage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataError",
+    "ImageToImage",
+    "Model",
+    "ModelFileError",
+    "OutputError",
+    "RequestError",
+    "SafelightError",
+    "TextToImage",
+    "TrainingError",
+    "__version__",
+    "load",
+    "read_record",
+    "save_picture",
+]
+
+_HOMES = {
+    "DataError": "safelight.errors",
+    "ImageToImage": "safelight.tasks.requests",
+    "Model": "safelight.tasks.model",
+    "ModelFileError": "safelight.errors",
+    "OutputError": "safelight.errors",
+    "RequestError": "safelight.errors",
+    "SafelightError": "safelight.errors",
+    "TextToImage": "safelight.tasks.requests",
+    "TrainingError": "safelight.errors",
+    "load": "safelight.tasks.loading",
+    "read_record": "safelight.tasks.metadata",
+    "save_picture": "safelight.tasks.pictures",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'safelight' has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Bytes <-> our parameter names: files, layouts, detection. No file ever runs code."""

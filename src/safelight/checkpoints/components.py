@@ -1,0 +1,234 @@
+"""Single trained parts as folders of their own: a CLIP, an autoencoder. Other tools read them too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from safelight.checkpoints.files import read_json, read_tensors
+from safelight.checkpoints.writing import staged_folder, write_json, write_tensors
+from safelight.errors import ModelFileError
+from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
+from safelight.models.clip import Activation, Clip, ClipTextConfig, ClipVisionConfig
+from safelight.models.lpips import LPIPS
+from safelight.models.tokenizer import ClipTokenizer
+
+CONFIG = "config.json"
+CLIP_WEIGHTS = "model.safetensors"
+AUTOENCODER_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """A tower in the words of a transformers config."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: Activation
+    projection_dim: int
+
+
+@dataclass(frozen=True)
+class _TextTower(_Tower):
+    vocab_size: int
+    max_position_embeddings: int
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
+class _VisionTower(_Tower):
+    image_size: int
+    patch_size: int
+
+
+@dataclass(frozen=True)
+class _ClipConfig:
+    text_config: _TextTower
+    vision_config: _VisionTower
+
+
+def write_clip(folder: Path, clip: Clip, tokenizer: ClipTokenizer) -> None:
+    """A folder that transformers' CLIPModel and CLIPTokenizer read.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left then.
+    """
+    text, vision = clip.text_model.config, clip.vision_model.config
+    config = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": text.projection_width,
+        "text_config": {
+            "hidden_size": text.width,
+            "intermediate_size": text.mlp_width,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "hidden_act": text.activation,
+            "projection_dim": text.projection_width,
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.context_length,
+            "bos_token_id": text.start_token,
+            "eos_token_id": text.end_token,
+            "pad_token_id": text.pad_token,
+        },
+        "vision_config": {
+            "hidden_size": vision.width,
+            "intermediate_size": vision.mlp_width,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "hidden_act": vision.activation,
+            "projection_dim": vision.projection_width,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch,
+        },
+    }
+    with staged_folder(folder, CONFIG) as staging:
+        write_tensors(staging / CLIP_WEIGHTS, clip.state_dict())
+        tokenizer.write(staging)
+        write_json(staging / CONFIG, config)
+
+
+def read_clip(folder: Path) -> tuple[Clip, ClipTokenizer]:
+    """What `write_clip` wrote.
+
+    Raises:
+        ModelFileError: a file is missing or does not fit.
+    """
+    path = folder / CONFIG
+    try:
+        # Other fields of a transformers config do not change these towers' shapes.
+        config = TypeAdapter(_ClipConfig).validate_python(read_json(path), extra="ignore")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelFileError(f"{path}: {where}: {first['msg']}; give a folder from `safelight train clip`") from error
+    text, vision = config.text_config, config.vision_config
+    with torch.device("meta"):
+        clip = Clip(
+            ClipTextConfig(
+                vocab_size=text.vocab_size,
+                width=text.hidden_size,
+                layers=text.num_hidden_layers,
+                heads=text.num_attention_heads,
+                mlp_width=text.intermediate_size,
+                context_length=text.max_position_embeddings,
+                activation=text.hidden_act,
+                projection_width=text.projection_dim,
+                start_token=text.bos_token_id,
+                end_token=text.eos_token_id,
+                pad_token=text.pad_token_id,
+            ),
+            ClipVisionConfig(
+                width=vision.hidden_size,
+                layers=vision.num_hidden_layers,
+                heads=vision.num_attention_heads,
+                mlp_width=vision.intermediate_size,
+                image_size=vision.image_size,
+                patch=vision.patch_size,
+                activation=vision.hidden_act,
+                projection_width=vision.projection_dim,
+            ),
+        )
+    _fill(clip, folder / CLIP_WEIGHTS)
+    return clip, ClipTokenizer.read(folder, text.max_position_embeddings, text.pad_token_id)
+
+
+def write_autoencoder(folder: Path, autoencoder: Autoencoder, latent_scale: float) -> None:
+    """A folder that diffusers' AutoencoderKL reads.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left then.
+    """
+    config = autoencoder.config
+    levels = len(config.channels)
+    content = {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(config.channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.blocks_per_level,
+        "norm_num_groups": config.norm_groups,
+        "scaling_factor": latent_scale,
+    }
+    with staged_folder(folder, CONFIG) as staging:
+        write_tensors(staging / AUTOENCODER_WEIGHTS, autoencoder.state_dict())
+        write_json(staging / CONFIG, content)
+
+
+@dataclass(frozen=True)
+class _AutoencoderFile:
+    block_out_channels: tuple[int, ...]
+    in_channels: int
+    latent_channels: int
+    layers_per_block: int
+    norm_num_groups: int
+    scaling_factor: float
+
+
+def read_autoencoder(folder: Path) -> tuple[Autoencoder, float]:
+    """What `write_autoencoder` wrote: the network and its latent scale.
+
+    Raises:
+        ModelFileError: a file is missing or does not fit.
+    """
+    path = folder / CONFIG
+    try:
+        file = TypeAdapter(_AutoencoderFile).validate_python(read_json(path), extra="ignore")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        mend = "give a folder from `safelight train autoencoder`"
+        raise ModelFileError(f"{path}: {where}: {first['msg']}; {mend}") from error
+    config = AutoencoderConfig(
+        in_channels=file.in_channels,
+        latent_channels=file.latent_channels,
+        channels=file.block_out_channels,
+        blocks_per_level=file.layers_per_block,
+        norm_groups=file.norm_num_groups,
+    )
+    with torch.device("meta"):
+        autoencoder = Autoencoder(config)
+    _fill(autoencoder, folder / AUTOENCODER_WEIGHTS)
+    return autoencoder, file.scaling_factor
+
+
+def read_lpips(path: Path) -> LPIPS:
+    """LPIPS weights in one file, VGG-16 included.
+
+    Raises:
+        ModelFileError: a key is missing, unexpected or of another shape.
+    """
+    lpips = LPIPS()
+    fixed = {key: tensor for key, tensor in lpips.state_dict().items() if key.startswith("scaling_layer.")}
+    tensors = read_tensors(path) | fixed
+    _check(lpips, path, tensors)
+    lpips.load_state_dict(tensors, strict=True, assign=True)
+    return lpips
+
+
+def _fill(module: nn.Module, path: Path) -> None:
+    tensors = {key: tensor.float() for key, tensor in read_tensors(path).items()}
+    _check(module, path, tensors)
+    module.load_state_dict(tensors, strict=True, assign=True)
+
+
+def _check(module: nn.Module, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    wanted = cast("dict[str, torch.Tensor]", module.state_dict())
+    for key in sorted(wanted.keys() | tensors.keys()):
+        if key not in tensors or key not in wanted or wanted[key].shape != tensors[key].shape:
+            has = tuple(tensors[key].shape) if key in tensors else "nothing"
+            wants = tuple(wanted[key].shape) if key in wanted else "nothing"
+            raise ModelFileError(f"{path}: {key} is {has} but {wants} is needed; the file belongs to another model")

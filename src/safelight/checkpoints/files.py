@@ -1,0 +1,150 @@
+"""Weights files -> tensors by name, memory-mapped: nothing is copied until a weight is used. No file runs code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from safelight.checkpoints.torchfiles import ZIP_MAGIC, read_torch
+from safelight.errors import ModelFileError
+
+MAX_HEADER = 32 << 20
+"""The header of the largest checkpoint is under 1 MB."""
+MAX_JSON = 32 << 20
+LFS_POINTER = b"version https://git-lfs"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file, told apart by content.
+
+    The tensors are views of the mapped file: writing to one copies that page, and never changes the file.
+
+    Raises:
+        ModelFileError: the file is missing, truncated, corrupted, of another kind, or tries to run code.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(LFS_POINTER))
+        if not head:
+            raise ModelFileError(f"{path} is empty; download or copy it again")
+        if head == LFS_POINTER:
+            raise ModelFileError(
+                f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+            )
+        if not head.startswith(ZIP_MAGIC) and (head[8:9] == b"{" or path.suffix == ".safetensors"):
+            return _read_safetensors(path)
+        return read_torch(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def read_sharded(index: Path) -> dict[str, Tensor]:
+    """Every tensor that an `*.index.json` names, from the files beside it.
+
+    Raises:
+        ModelFileError: the index is no index, points outside its folder, or does not agree with its files.
+    """
+    content = read_json(index)
+    placed = content.get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise ModelFileError(f"{index} has no `weight_map`; download or copy it again")
+    members = sorted({str(name) for name in placed.values()})
+    for name in members:
+        if not is_plain_name(name):
+            raise ModelFileError(f"{index} is refused: it names {name!r}, which is not a file beside it")
+    tensors: dict[str, Tensor] = {}
+    for name in members:
+        found = read_tensors(index.parent / name)
+        for key in found:
+            if placed.get(key) != name:
+                raise ModelFileError(
+                    f"{index} does not agree with {name}, which also has {key}; download both again"
+                )
+        tensors.update(found)
+    for key, name in placed.items():
+        if key not in tensors:
+            raise ModelFileError(
+                f"{index.parent / name} lacks {key}, which {index.name} promises; download both again"
+            )
+    return tensors
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name that stands in a file is that of a file in the same folder, on every system."""
+    return PurePosixPath(name).name == name and not set(name) & set("\\:\0") and name not in (".", "..")
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object.
+
+    Raises:
+        ModelFileError: the file is missing, too large, not JSON, not an object, or says a name twice.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ModelFileError(f"{path} is refused: over {MAX_JSON:,} bytes of JSON")
+        return _object(path, path.read_bytes())
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> ModelFileError:
+    """A missing file, a folder in its place, no permission: one line."""
+    if isinstance(error, FileNotFoundError):
+        return ModelFileError(f"{path} is missing; check the path, or download it again")
+    return ModelFileError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def _object(path: Path, text: bytes) -> dict[str, object]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ModelFileError(f"{path} is refused: it says {twice!r} twice")
+        return found
+
+    try:
+        content = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is corrupted: no JSON ({error}); download or copy it again") from error
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} is corrupted: expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The header is checked here for what the library lets pass or reports without numbers, then read by the library."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise ModelFileError(
+                f"{path} is refused: a header of {length:,} bytes; no weights file has over {MAX_HEADER:,}"
+            )
+        if 8 + length > size:
+            raise ModelFileError(
+                f"{path} is truncated: {size:,} bytes, expected over {8 + length:,}; download it again"
+            )
+        header = _object(path, file.read(length))
+    expected = (
+        8 + length + max((_end(path, k, v) for k, v in header.items() if k != "__metadata__"), default=0)
+    )
+    if expected > size:
+        raise ModelFileError(f"{path} is truncated: {size:,} bytes, expected {expected:,}; download it again")
+    try:
+        with safe_open(path, framework="pt") as content:
+            return {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, ValueError) as error:
+        raise ModelFileError(f"{path} is corrupted ({error}); download or copy it again") from error
+
+
+def _end(path: Path, key: str, entry: object) -> int:
+    """Where a tensor's bytes end, counted from the end of the header."""
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(isinstance(n, int) for n in offsets):
+        raise ModelFileError(f"{path} is corrupted: {key} has no place in it; download or copy it again")
+    return int(offsets[1])

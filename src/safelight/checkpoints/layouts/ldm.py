@@ -1,0 +1,148 @@
+"""The original single file (CompVis latent-diffusion and Stable Diffusion 1.x): all parts in one state dict.
+
+Names are made from the config by what the original constructors do: the UNet counts its blocks through all levels
+(`input_blocks.0` is the first convolution), the decoder counts its levels from the finest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from safelight.checkpoints.keys import CONV_1X1, SAME, Drop, Layout, Op, Pair, shapes_of
+from safelight.checkpoints.layouts import transformers
+from safelight.models.autoencoder import AutoencoderConfig
+from safelight.models.clip import ClipTextConfig
+from safelight.models.unet import UNetConfig
+
+UNET, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+EMA = "model_ema."
+
+SCHEDULE_BUFFERS = (
+    "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod"
+    " log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance"
+    " posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 lvlb_weights"
+).split()
+
+DROPS = (
+    *(Drop(name, "a table computed from the noise schedule") for name in SCHEDULE_BUFFERS),
+    *(
+        Drop(prefix + drop.pattern.lstrip("*"), drop.why)
+        for drop in transformers.DROPS
+        for prefix in (TEXT, TEXT + transformers.PREFIX)
+    ),
+    Drop("cond_stage_model.logit_scale", "CLIP's training temperature"),
+    Drop("loss.*", "a training loss"),
+    Drop(AUTOENCODER + "loss.*", "the autoencoder's training loss"),
+)
+DROP_EMA = Drop(EMA + "*", "the running average of the weights; choose it with --ema")
+DROP_TWIN = Drop(UNET + "*", "--ema chose the running average in its place")
+DROP_COUNTERS = (Drop(EMA + "decay", "a counter"), Drop(EMA + "num_updates", "a counter"))
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def layout(
+    unet_config: UNetConfig,
+    autoencoder_config: AutoencoderConfig,
+    text_config: ClipTextConfig,
+    *,
+    keys: Collection[str] = (),
+    ema: bool = False,
+) -> Layout:
+    """The layout of a whole file.
+
+    Args:
+        keys: those of the file to be read, for the writings that differ from file to file.
+        ema: take the UNet's running average (`model_ema.*`) instead of its last weights.
+    """
+    shapes = {"unet": shapes_of(unet_config), "autoencoder": shapes_of(autoencoder_config)}
+    prefix = transformers.prefix_of(keys, TEXT) if keys else transformers.PREFIX
+    pairs = {
+        "unet": unet(unet_config, ema=ema),
+        "autoencoder": autoencoder(autoencoder_config, AUTOENCODER),
+        "text": transformers.text(text_config, TEXT + prefix),
+    }
+    drops = (*DROPS, *DROP_COUNTERS, DROP_TWIN) if ema else (*DROPS, DROP_EMA)
+    return Layout(pairs, {**shapes, "text": shapes_of(text_config)}, drops)
+
+
+def unet(config: UNetConfig, *, ema: bool = False) -> tuple[Pair, ...]:
+    """Pairs of the UNet, or of its running average."""
+    pairs = []
+    for ours, shape in shapes_of(config).items():
+        theirs = UNET + unet_name(ours, config)
+        matrix = ours.endswith((".proj_in.weight", ".proj_out.weight"))
+        pairs.append(Pair(ema_name(theirs) if ema else theirs, ours, Op(rank=len(shape)) if matrix else SAME))
+    return tuple(pairs)
+
+
+def ema_name(name: str) -> str:
+    """The twin of `model.diffusion_model.a.b` is `model_ema.diffusion_modelab`: buffers must have no dots in them."""
+    return EMA + name.removeprefix("model.").replace(".", "")
+
+
+def unet_name(ours: str, config: UNetConfig) -> str:
+    """Our name in the UNet -> the original one, behind `model.diffusion_model.`."""
+    stride = config.blocks_per_level + 1  # blocks that the original counts per level, on either side
+    if found := re.fullmatch(r"(down|up|mid)_blocks?\.(?:(\d+)\.)?(\w+)\.(\d+)\.(.+)", ours):
+        side, level, kind, index = found[1], int(found[2] or 0), found[3], int(found[4])
+        rest = _renamed(found[5], _RESNET) if kind == "resnets" else found[5]
+        if side == "mid":
+            return f"middle_block.{2 * index if kind == 'resnets' else 1}.{rest}"
+        if kind == "downsamplers":
+            return f"input_blocks.{(level + 1) * stride}.0.{rest.replace('conv', 'op')}"
+        if kind == "upsamplers":
+            attends = config.transformer_depth[len(config.channels) - 1 - level] > 0
+            return f"output_blocks.{level * stride + stride - 1}.{2 if attends else 1}.{rest}"
+        place = f"input_blocks.{1 + level * stride + index}" if side == "down" else f"output_blocks.{level * stride + index}"
+        return f"{place}.{0 if kind == 'resnets' else 1}.{rest}"
+    return _renamed(ours, _UNET_ENDS)
+
+
+def autoencoder(config: AutoencoderConfig, prefix: str = "") -> tuple[Pair, ...]:
+    """Pairs of the autoencoder; with no prefix, of a file that holds it alone."""
+    return tuple(
+        Pair(prefix + autoencoder_name(ours, config), ours, CONV_1X1 if _is_attention_matrix(ours) else SAME)
+        for ours in shapes_of(config)
+    )
+
+
+def _is_attention_matrix(ours: str) -> bool:
+    return ".attentions." in ours and ".to_" in ours and ours.endswith(".weight")
+
+
+def autoencoder_name(ours: str, config: AutoencoderConfig) -> str:
+    """Our name in the autoencoder -> the original one, behind `first_stage_model.`."""
+    side, _, rest = ours.partition(".")
+    if found := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", rest):
+        way, level, kind, index = found[1], int(found[2]), found[3], found[4]
+        number = level if way == "down" else len(config.channels) - 1 - level
+        if kind == "resnets":
+            return f"{side}.{way}.{number}.block.{index}.{_renamed(found[5], {'conv_shortcut': 'nin_shortcut'})}"
+        return f"{side}.{way}.{number}.{way}sample.{found[5]}"
+    if found := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", rest):
+        kind = "block" if found[1] == "resnets" else "attn"
+        return f"{side}.mid.{kind}_{int(found[2]) + 1}.{_renamed(found[3], _ATTENTION)}"
+    return f"{side}.{_renamed(rest, {'conv_norm_out': 'norm_out'})}"
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    """The name with its beginning, up to `.weight` or `.bias`, replaced if the table knows it."""
+    head, dot, kind = name.rpartition(".")
+    return names.get(head, head) + dot + kind

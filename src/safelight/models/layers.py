@@ -1,0 +1,97 @@
+"""What the UNet and the autoencoder are both made of.
+
+Shapes: B batch, C channels, H W height and width, T width of the time embedding.
+Parameter names are those of the diffusers files, the ones that most tools speak.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm, SiLU, conv, twice, around a skip (He et al. 2015); the time embedding is added between the two.
+
+    Args:
+        eps: of the group norms: 1e-5 in the UNet, 1e-6 in the autoencoder.
+        time_width: T, or None for a block that knows no time (autoencoder).
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, groups: int, eps: float, time_width: int | None = None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels_in, eps)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.time_emb_proj = None if time_width is None else nn.Linear(time_width, channels_out)
+        self.norm2 = nn.GroupNorm(groups, channels_out, eps)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv_shortcut = None if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), time (B, T) after its SiLU -> (B, C', H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and time is not None:
+            h = h + self.time_emb_proj(time)[:, :, None, None]  # (B, C', 1, 1)
+        h = self.conv2(F.silu(self.norm2(h)))
+        skip: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return skip + h
+
+
+class Downsample(nn.Module):
+    """Halves H and W by a strided convolution.
+
+    The autoencoder pads right and below only (`symmetric=False`), the UNet on all sides; with an odd size the former
+    rounds down and the latter up.
+    """
+
+    def __init__(self, channels: int, *, symmetric: bool) -> None:
+        super().__init__()
+        self.symmetric = symmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        y: Tensor = self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
+        return y
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W), or `size` where the skip to be joined was of odd size."""
+        if size is None:
+            size = (2 * x.shape[-2], 2 * x.shape[-1])
+        y: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return y
+
+
+def heads_apart(x: Tensor, heads: int) -> Tensor:
+    """(B, L, heads * d) -> (B, heads, L, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1): q (B, L, C), k and v (B, M, C) -> (B, L, C)."""
+    q, k, v = (heads_apart(x, heads) for x in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return y.transpose(1, 2).flatten(2)
+
+
+def sinusoids(t: Tensor, width: int, *, longest_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding of t (B,), which may be fractional: [cos, sin] -> (B, width), float32.
+
+    Vaswani et al. 2017, sec. 3.5, with the cosine half first and frequencies longest_period ** (-i / (width / 2)).
+    """
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(steps * (-torch.log(torch.tensor(longest_period)) / half).to(t.device))
+    angles = t.float()[:, None] * frequencies[None]  # (B, half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -1,0 +1,130 @@
+"""CLIP's byte-pair tokenizer, on the `tokenizers` library, with the vocabulary files that model folders carry."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+END_OF_WORD = "</w>"
+VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
+
+# Radford et al. 2021, released code: contractions, words, single digits, runs of anything else.
+WORDS = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+
+
+class ClipTokenizer:
+    """Prompt to ids: lower-cased, split into words, byte-pair encoded, marked at both ends, padded and truncated.
+
+    Args:
+        vocab: token -> id; the end of a word is written `</w>`.
+        merges: pairs to join, most frequent first.
+        length: L, ids per prompt.
+        pad_token: id to fill up with; None fills with the end token, as SD 1.x does.
+    """
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: Sequence[tuple[str, str]],
+        length: int = 77,
+        pad_token: int | None = None,
+    ) -> None:
+        self.vocab, self.merges, self.length = vocab, [tuple(pair) for pair in merges], length
+        self.start_token, self.end_token = vocab[START], vocab[END]
+        self.pad_token = self.end_token if pad_token is None else pad_token
+
+    @cached_property
+    def _engine(self) -> Tokenizer:
+        engine = _engine(models.BPE(vocab=self.vocab, merges=self.merges, **_BPE))  # type: ignore[arg-type]
+        # Typed literally, the two marks are themselves, not words to be split.
+        engine.add_special_tokens([START, END])
+        return engine
+
+    def words(self, text: str) -> list[int]:
+        """All ids of a text, without marks, of any number."""
+        ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """B texts -> (B, L) int64. A text too long loses its tail; the end is always marked."""
+        rows = []
+        for text in texts:
+            ids = [self.start_token, *self.words(text)[: self.length - 2], self.end_token]
+            rows.append(ids + [self.pad_token] * (self.length - len(ids)))
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, length: int = 77) -> ClipTokenizer:
+        """Learn a vocabulary of at most `vocab_size` tokens from texts: 512 bytes, merges, two marks."""
+        alphabet = _byte_alphabet()
+        engine = _engine(models.BPE(**_BPE))  # type: ignore[arg-type]
+        trainer = trainers.BpeTrainer(
+            vocab_size=max(vocab_size - 2, 2 * len(alphabet)),
+            initial_alphabet=alphabet,
+            end_of_word_suffix=END_OF_WORD,
+            show_progress=False,
+        )
+        engine.train_from_iterator(texts, trainer)
+        learned = json.loads(engine.to_str())["model"]["merges"]
+        merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned]
+        # CLIP's order: bytes, bytes that end a word, merges, marks.
+        tokens = alphabet + [a + END_OF_WORD for a in alphabet]
+        known = set(tokens)
+        for a, b in merges:
+            if a + b not in known:
+                known.add(a + b)
+                tokens.append(a + b)
+        vocab = {token: i for i, token in enumerate([*tokens, START, END])}
+        return cls(vocab, merges, length)
+
+    @classmethod
+    def read(cls, folder: Path, length: int = 77, pad_token: int | None = None) -> ClipTokenizer:
+        """From `vocab.json` and `merges.txt` of a model folder's `tokenizer`."""
+        vocab = json.loads((folder / VOCAB_FILE).read_text("utf-8"))
+        lines = (folder / MERGES_FILE).read_text("utf-8").splitlines()
+        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        return cls(vocab, [(a, b) for a, b in pairs], length, pad_token)
+
+    def write(self, folder: Path) -> None:
+        """Both vocabulary files, as `read` and other tools read them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / VOCAB_FILE).write_text(json.dumps(self.vocab, ensure_ascii=False), "utf-8")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in self.merges)]
+        (folder / MERGES_FILE).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+_BPE: dict[str, str | bool] = {
+    "end_of_word_suffix": END_OF_WORD,
+    "unk_token": END,
+    "continuing_subword_prefix": "",
+}
+
+
+def _engine(model: models.BPE) -> Tokenizer:
+    engine = Tokenizer(model)
+    engine.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(WORDS, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return engine
+
+
+def _byte_alphabet() -> list[str]:
+    """The 256 printable characters that stand for bytes, in CLIP's order: visible Latin-1 first, then the rest."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [256 + i for i in range(256 - len(visible))]
+    assert all(unicodedata.category(chr(c)) != "Cc" for c in visible)
+    return [chr(c) for c in visible + others]

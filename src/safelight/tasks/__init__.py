@@ -1,0 +1,1 @@
+"""What can be asked for, and what answers it: requests, the model, pictures with their metadata."""

@@ -1,0 +1,136 @@
+"""Weights become a `Model`, and are never held twice on the way."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from safelight.checkpoints import Checkpoint, read
+from safelight.errors import ModelFileError, RequestError
+from safelight.models.autoencoder import Autoencoder
+from safelight.models.clip import ClipText
+from safelight.models.unet import UNet
+from safelight.presets import PRESETS, Preset
+from safelight.tasks.model import Model
+
+N = TypeVar("N", bound=nn.Module)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    source: str | Path = "tiny",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    preset: Preset | None = None,
+    ema: bool = False,
+) -> Model:
+    """Load a model.
+
+    Args:
+        source: the name of a shipped model ("tiny"; write "./tiny" for a folder of that name), a folder in
+        the diffusers
+            layout, a single .safetensors or .ckpt file, or a hub id ("owner/name").
+        device: where to compute; None: CUDA if there is one, else the CPU.
+        dtype: in which the networks run; None: float32 on the CPU, elsewhere that of the weights.
+        preset: what the file is, where that cannot be told from its keys.
+        ema: take the averaged weights of a training checkpoint.
+
+    Raises:
+        ModelFileError: no such model, or its weights are damaged, incomplete or of no known family.
+        RequestError: no such device or dtype.
+    """
+    target = choose_device(device)
+    wanted = None if dtype is None else _dtype(dtype)
+    checkpoint = open_checkpoint(source, preset=preset, ema=ema)
+    if wanted is None:
+        stored = next(iter(checkpoint.parts["unet"].values())).dtype
+        wanted = torch.float32 if target.type == "cpu" else stored
+    if checkpoint.tokenizer is None:
+        raise ModelFileError(
+            f"{source} has no tokenizer: give a folder with tokenizer/vocab.json and merges.txt"
+        )
+    kind, config = checkpoint.parts, checkpoint.preset
+    local = Path(source).exists() and str(source) not in shipped()
+    return Model(
+        config,
+        fill(UNet, config.unet, kind["unet"], target, wanted),
+        fill(Autoencoder, config.autoencoder, kind["autoencoder"], target, wanted),
+        fill(ClipText, config.text, kind["text"], target, wanted),
+        checkpoint.tokenizer,
+        name=Path(source).absolute().name if local else str(source),
+        local=local,
+        weights=checkpoint.source,
+    )
+
+
+def open_checkpoint(source: str | Path, *, preset: Preset | None = None, ema: bool = False) -> Checkpoint:
+    """Read what `load` would load; tensors of safetensors stay in their file until they are used.
+
+    Raises:
+        ModelFileError: as `load`.
+    """
+    name = str(source)
+    if name in shipped():
+        return read(shipped()[name], preset=preset, ema=ema)
+    if name in PRESETS and not Path(source).exists():
+        raise ModelFileError(
+            f"the weights of {name!r} are not shipped: give the path of a {PRESETS[name].title} file or "
+            f"folder, or a hub id; shipped are {', '.join(shipped())}"
+        )
+    return read(source, preset=preset, ema=ema)
+
+
+def shipped() -> dict[str, Path]:
+    """The models in this package, by name."""
+    assets = Path(str(files("safelight"))) / "assets"
+    found = sorted(assets.glob("*/model_index.json"))
+    return {index.parent.name: index.parent for index in found}
+
+
+def fill(
+    network: type[N], config: object, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> N:
+    """Build a network of a config around tensors. `tensors` is emptied on the way: what is cast or moved is
+    let go.
+
+    Args:
+        network: a class of `safelight.models`, made from its config alone.
+        tensors: all of its parameters, under our names.
+    """
+    with torch.device("meta"):  # no memory is taken for numbers that are about to be replaced
+        module = network(config)
+    moved = {}
+    for key in list(tensors):
+        moved[key] = tensors.pop(key).to(device, dtype)
+    module.load_state_dict(moved, strict=True, assign=True)
+    return module
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Raises:
+        RequestError: there is no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch's own words for "unknown" and "not built in"
+        raise RequestError(f"there is no device {str(device)!r} here: leave it out, or use cpu") from error
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise RequestError(f"networks cannot run in {dtype!r}: use {', '.join(DTYPES)}")
+    return DTYPES[dtype]

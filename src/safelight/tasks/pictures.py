@@ -1,0 +1,181 @@
+"""Pixels <-> pictures <-> files. A file is whole or it is not there.
+
+Shapes: B batch, H W size in pixels; pixels are float32 in [-1, 1], as the autoencoder has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from safelight.checkpoints.writing import atomic
+from safelight.errors import OutputError, RequestError
+from safelight.tasks.metadata import RECORD_CHUNK, TEXT_CHUNK
+
+_DATA_URI = "data:"
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [-1, 1] -> B pictures of 8 bits; what lies outside is clamped.
+
+    Raises:
+        RequestError: a pixel is not a finite number. It would be saved as black and nobody would know why.
+    """
+    require_finite(pixels, "decoding")
+    scaled = (pixels.float() / 2 + 0.5).clamp(0, 1) * 255
+    bytes_ = scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
+    return [Image.fromarray(picture) for picture in bytes_]
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """A picture -> (1, 3, H, W) float32 in [-1, 1]."""
+    array = np.asarray(image.convert("RGB"), dtype=np.float32)  # (H, W, 3)
+    return torch.from_numpy(array / 127.5 - 1.0).permute(2, 0, 1)[None].contiguous()
+
+
+def require_finite(x: Tensor, where: str) -> None:
+    """Stop before numbers that are none become a black picture.
+
+    Raises:
+        RequestError: x has an infinite or undefined value.
+    """
+    if not bool(torch.isfinite(x).all()):
+        raise RequestError(
+            f"the picture came out of {where} with values that are not finite numbers: "
+            "use --dtype float32, or less guidance; if that does not help, the weights are damaged"
+        )
+
+
+def read_picture_bytes(source: str) -> bytes:
+    """The bytes behind a path or a base64 data: URI.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    if source.startswith(_DATA_URI):
+        try:
+            return base64.b64decode(source.partition(",")[2], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise RequestError(
+                "image is a data: URI that is not valid base64: encode the file's bytes anew"
+            ) from error
+    try:
+        return Path(source).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RequestError(f"image {source!r} cannot be read ({reason}): check the path") from error
+
+
+def decode_picture(data: bytes, name: str) -> Image.Image:
+    """Bytes of any format that Pillow reads -> an upright RGB picture; transparency falls on white.
+
+    Raises:
+        RequestError: not a picture, or a damaged one.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                rgba = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            return upright.convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        shown = "of the data: URI" if name.startswith(_DATA_URI) else repr(name)
+        raise RequestError(f"image {shown} is not a whole picture: give a PNG, JPEG or WebP file") from error
+
+
+def to_data_uri(image: Image.Image) -> str:
+    """A picture in memory as text, so that a request can carry it."""
+    return f"data:image/png;base64,{base64.b64encode(_png(image.convert('RGB'))).decode()}"
+
+
+def sha256(data: bytes) -> str:
+    """In hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _png(image: Image.Image) -> bytes:
+    """PNG bytes with the texts of `image.info`; the same picture gives the same bytes."""
+    texts = PngImagePlugin.PngInfo()
+    for chunk in (TEXT_CHUNK, RECORD_CHUNK):
+        if chunk in image.info:
+            texts.add_text(chunk, image.info[chunk])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=texts)
+    return buffer.getvalue()
+
+
+def save_picture(image: Image.Image, path: str | Path, *, overwrite: bool = True) -> None:
+    """Write a PNG with its metadata, atomically: whole under its name, or not at all.
+
+    Args:
+        image: as `Model.txt2img` gives it; its `info` texts are written.
+        path: ends in .png.
+        overwrite: whether a file of that name may be replaced.
+
+    Raises:
+        OutputError: it could not be written (a full disk, no such folder), or exists and may not be replaced.
+            Nothing is left then, and what was there before is as it was.
+    """
+    path = Path(path)
+    data = _png(image)
+    reserved = False
+    try:
+        with atomic(path) as temporary:
+            temporary.write_bytes(data)
+            if not overwrite:
+                path.open("xb").close()  # takes the name, or fails if it is taken
+                reserved = True
+    except OutputError:
+        if reserved:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def save_numbered(images: Sequence[Image.Image], path: Path) -> list[Path]:
+    """Save one picture as `path`, or n as NAME-0.png ... NAME-(n-1).png beside it; returns where.
+
+    Raises:
+        OutputError: as `save_picture`.
+    """
+    paths = numbered(path, len(images))
+    for image, where in zip(images, paths, strict=True):
+        save_picture(image, where)
+    return paths
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """The names of `count` pictures asked for under one name."""
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{k}") for k in range(count)]
+
+
+def save_under_next_number(images: Sequence[Image.Image], folder: Path, stem: str) -> list[Path]:
+    """Save pictures as STEM-0001.png and so on, after the highest number there is; nothing is ever replaced.
+
+    Raises:
+        OutputError: as `save_picture`.
+    """
+    taken = [
+        re.fullmatch(rf"{re.escape(stem)}-(\d+)\.png", path.name) for path in folder.glob(f"{stem}-*.png")
+    ]
+    number = max((int(match[1]) for match in taken if match is not None), default=0)
+    paths = []
+    for image in images:
+        while True:
+            number += 1
+            path = folder / f"{stem}-{number:04d}.png"
+            if not path.exists():  # if another process takes the name after this, save_picture refuses
+                break
+        save_picture(image, path, overwrite=False)
+        paths.append(path)
+    return paths

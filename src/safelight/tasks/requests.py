@@ -1,0 +1,196 @@
+"""What a user may ask for. Each request is one definition with four faces: command-line flags, the HTTP
+schema, the web form and the metadata of the picture. Descriptions, ranges and defaults stand on the
+fields and nowhere else.
+
+A field that is None means "as the model likes it best"; the model fills it in (`Model.resolve`) and records
+it.
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Self, get_args
+
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from safelight.errors import RequestError
+
+MAX_SEED = 2**64 - 1
+"""What `torch.Generator.manual_seed` takes."""
+MAX_SIDE = 8192
+MAX_PIXELS = 2**26
+"""Of all pictures of a batch together: 64 pictures of a megapixel, or one of 8192x8192."""
+MAX_PROMPT = 32_000
+
+_SIZE = "Default: that of the picture started from, else the model's."
+_NO_NUL = r"^[^\x00]*$"
+"""A PNG text chunk cannot hold a zero byte."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a field is called on the command line, where that is not its own name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A field that the model fills in for the record; no face asks the user for it."""
+
+
+class Request(BaseModel):
+    """What all requests have in common. Construct one of the tasks below."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: ClassVar[str]
+    """The command, the route and the record's name for this request."""
+
+    prompt: Annotated[str, Field(description="What to draw.", max_length=MAX_PROMPT, pattern=_NO_NUL)]
+    negative_prompt: Annotated[
+        str,
+        Flag("negative"),
+        Field(description="What to stay away from.", max_length=MAX_PROMPT, pattern=_NO_NUL),
+    ] = ""
+    seed: Annotated[
+        int | None,
+        Field(description="Of the noise; picture k uses seed + k. Default: random.", ge=0, le=MAX_SEED),
+    ] = None
+    batch: Annotated[int, Field(description="How many pictures.", ge=1, le=64)] = 1
+    steps: Annotated[
+        int | None, Field(description="Sampling steps. Default: the model's.", ge=1, le=1000)
+    ] = None
+    sampler: Annotated[
+        str | None,
+        Field(description="The way from noise to picture; an unknown name lists all. Default: the model's."),
+    ] = None
+    spacing: Annotated[
+        str | None,
+        Flag("schedule"),
+        Field(
+            description="How the noise levels are spaced; an unknown name lists all. Default: the sampler's."
+        ),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        Field(
+            description="How strongly the prompt pulls; 1 is none, and twice as fast. Default: the model's.",
+            ge=0,
+            le=100,
+            allow_inf_nan=False,
+        ),
+    ] = None
+    width: Annotated[int | None, Field(description=f"Pixels. {_SIZE}", ge=1, le=MAX_SIDE)] = None
+    height: Annotated[int | None, Field(description=f"Pixels. {_SIZE}", ge=1, le=MAX_SIDE)] = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise RequestError(_explain(error, cls)) from error
+
+    def changed(self, **fields: object) -> Self:
+        """A copy with the fields given, validated as the constructor does.
+
+        Raises:
+            RequestError: as the constructor.
+        """
+        return type(self).model_validate({**self.model_dump(), **fields})
+
+
+class TextToImage(Request):
+    """Draw a picture of a prompt."""
+
+    task: ClassVar[str] = "txt2img"
+
+
+class ImageToImage(Request):
+    """Draw over a picture: the sampler starts from the picture with noise, not from noise alone (SDEdit,
+    Meng 2021).
+    """
+
+    task: ClassVar[str] = "img2img"
+
+    image: Annotated[
+        str,
+        Field(description="The picture to start from: a path, or a data: URI with its bytes.", min_length=1),
+    ]
+    image_sha256: Annotated[
+        str | None,
+        Recorded(),
+        Field(description="Of the bytes of the picture started from.", pattern=r"^[0-9a-f]{64}$"),
+    ] = None
+    strength: Annotated[
+        float,
+        Field(
+            description="How far to leave the picture: near 0 keeps it, 1 forgets it.",
+            gt=0,
+            le=1,
+            allow_inf_nan=False,
+        ),
+    ] = 0.75
+
+    def changed(self, **fields: object) -> Self:
+        """As `Request.changed`; another picture has another hash."""
+        renewed: dict[str, object] = {"image_sha256": None} if "image" in fields else {}
+        return super().changed(**(renewed | fields))
+
+
+TASKS: Mapping[str, type[Request]] = {request.task: request for request in (TextToImage, ImageToImage)}
+"""Every task by its name: the command line, the server and the records go by this table."""
+
+
+def flag(name: str, field: FieldInfo) -> str:
+    """The field's name on the command line, without dashes."""
+    named = [mark.name for mark in field.metadata if isinstance(mark, Flag)]
+    return named[0] if named else name.replace("_", "-")
+
+
+def asked(request: type[Request]) -> dict[str, FieldInfo]:
+    """The fields that a user may give."""
+    fields = request.model_fields.items()
+    return {name: field for name, field in fields if not any(isinstance(m, Recorded) for m in field.metadata)}
+
+
+def _explain(error: ValidationError, request: type[Request]) -> str:
+    """One line for the first mistake: what is wrong, and the mend."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return f"a {request.task} request must be an object with the fields {', '.join(asked(request))}"
+    name = str(first["loc"][0])
+    field = request.model_fields.get(name)
+    if field is None:
+        return f"a {request.task} request has no field {name!r}: the fields are {', '.join(asked(request))}"
+    if first["type"] == "missing":
+        return f"{name} is missing: {request.task} needs it. {field.description}"
+    given = repr(first["input"])
+    if len(given) > 60:
+        given = given[:57] + "..."
+    return f"{name} cannot be {given}: give {_wanted(field)}"
+
+
+def _wanted(field: FieldInfo) -> str:
+    """The values that a field takes, in words."""
+    kinds = {int: "a whole number", float: "a number", str: "text"}
+    members = get_args(field.annotation) if get_args(field.annotation) else (field.annotation,)
+    kind = next(words for python, words in kinds.items() if python in members)
+    low, high = "", ""
+    for mark in field.metadata:
+        if isinstance(mark, Ge):
+            low = f" from {mark.ge}"
+        elif isinstance(mark, Gt):
+            low = f" above {mark.gt}"
+        elif isinstance(mark, Le):
+            high = f" to {mark.le}" if low.startswith(" from") else f" and at most {mark.le}"
+        elif isinstance(mark, MaxLen):
+            high = f" of at most {mark.max_length} characters, without zero bytes"
+        elif isinstance(mark, MinLen):
+            low = " that is not empty"
+    return kind + low + high

@@ -1,0 +1,117 @@
+"""Recipe: a KL autoencoder (Esser et al. 2021; Rombach et al. 2022, sec. 3.1 and appendix G)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from safelight.checkpoints.components import read_clip, read_lpips, write_autoencoder
+from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
+from safelight.models.discriminator import PatchDiscriminator
+from safelight.training.data import batch_indices
+from safelight.training.loop import Turn
+from safelight.training.losses import ClipDistance, Perceptual, adaptive_weight, hinge, reconstruction
+from safelight.training.pictures import Pictures, pixels
+from safelight.training.recipes.settings import AutoencoderSettings
+
+PICTURES_FOR_SCALE = 256
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """B pictures."""
+
+    pixels: Tensor
+    """(B, 3, S, S) in [-1, 1]."""
+
+
+class AutoencoderRecipe:
+    """The autoencoder and, against it, a patch discriminator."""
+
+    def __init__(
+        self, settings: AutoencoderSettings, pictures: Pictures, config: AutoencoderConfig, *, seed: int
+    ) -> None:
+        self.settings, self.pictures, self.seed = settings, pictures, seed
+        torch.manual_seed(seed)
+        self.autoencoder = Autoencoder(config)
+        self.discriminator = PatchDiscriminator(settings.discriminator_width, settings.discriminator_layers)
+        self.perceptual = _perceptual(settings.perceptual)
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        parts: dict[str, nn.Module] = {"autoencoder": self.autoencoder}
+        if self.settings.adversarial_weight > 0:
+            parts["discriminator"] = self.discriminator
+        return parts
+
+    def batch(self, index: int, size: int) -> PixelBatch:
+        chosen = batch_indices(index, size, len(self.pictures), self.seed)
+        return PixelBatch(pixels([self.pictures[i][0] for i in chosen]))
+
+    def turns(self, batch: PixelBatch, generator: torch.Generator, images_seen: int) -> Iterator[Turn]:
+        settings, x = self.settings, batch.pixels
+        mean, logvar = self.autoencoder.encode(x)
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        decoded = self.autoencoder.decode(mean + torch.exp(0.5 * logvar) * noise)
+        parts = reconstruction(x, decoded, mean, logvar, self.perceptual, settings.perceptual_weight)
+        loss = parts.absolute_and_perceptual + settings.kl_weight * parts.kl
+        log = {
+            "l1": (x - decoded).abs().mean().detach(),
+            "reconstruction": parts.absolute_and_perceptual.detach() / x[0].numel(),
+            "kl": parts.kl.detach(),
+        }
+        adversarial = settings.adversarial_weight > 0 and images_seen >= settings.adversarial_start
+        if adversarial:
+            # Its own weights are not trained by this turn: without their gradients the way back is shorter.
+            self.discriminator.requires_grad_(False)
+            generator_loss = -self.discriminator(decoded).mean()
+            self.discriminator.requires_grad_(True)
+            last = self.autoencoder.decoder.last_layer
+            weight = adaptive_weight(parts.absolute_and_perceptual, generator_loss, last)
+            loss = loss + settings.adversarial_weight * weight * generator_loss
+            log |= {"generator": generator_loss.detach(), "adaptive_weight": weight}
+        # Per number instead of per picture: Adam does not care, clipping and the eye do.
+        loss = loss / x[0].numel()
+        yield Turn("autoencoder", loss, {"loss": loss.detach(), **log})
+        if adversarial:
+            real, fake = self.discriminator(x), self.discriminator(decoded.detach())
+            loss = hinge(real, fake)
+            yield Turn(
+                "discriminator",
+                loss,
+                {"discriminator": loss.detach(), "real": real.mean().detach(), "fake": fake.mean().detach()},
+            )
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Nothing to keep beside the parts."""
+
+    def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
+        """A folder that diffusers' AutoencoderKL reads too, its latent scale measured on the first pictures."""
+        autoencoder = weights["autoencoder"]
+        assert isinstance(autoencoder, Autoencoder)
+        first = self.batch(0, min(PICTURES_FOR_SCALE, len(self.pictures)))
+        write_autoencoder(folder, autoencoder, latent_scale(autoencoder, first.pixels))
+
+
+@torch.no_grad()
+def latent_scale(autoencoder: Autoencoder, pixels: Tensor) -> float:
+    """One over the deviation of the latents of one batch (Rombach et al. 2022, appendix G): pixels (B, 3, S, S)."""
+    device = next(autoencoder.parameters()).device
+    mean, logvar = autoencoder.encode(pixels.to(device))
+    sampled_variance = mean.var() + logvar.exp().mean()
+    return float(sampled_variance.rsqrt())
+
+
+def _perceptual(path: Path | None) -> Perceptual:
+    if path is None:
+        return lambda x, y: torch.zeros(len(x), 1, 1, 1, device=x.device)
+    if path.is_dir():
+        return ClipDistance(read_clip(path)[0].vision_model)
+    return read_lpips(path).eval().requires_grad_(False)

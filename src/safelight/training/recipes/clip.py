@@ -1,0 +1,101 @@
+"""Recipe: a CLIP of one's own, contrastively, from pictures and captions (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from safelight.checkpoints.components import write_clip
+from safelight.errors import TrainingError
+from safelight.models.clip import Clip, ClipTextConfig, ClipVisionConfig, initialise
+from safelight.models.tokenizer import ClipTokenizer
+from safelight.training.data import batch_indices
+from safelight.training.loop import Turn
+from safelight.training.losses import contrastive, normalise
+from safelight.training.pictures import Pictures, pixels
+from safelight.training.recipes.settings import ClipSettings
+
+MAX_LOGIT_SCALE = math.log(100)  # section 2.5 of the paper: more than this is unstable
+CAPTIONS_FOR_VOCABULARY = 20_000
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """B pictures and captions."""
+
+    pixels: Tensor
+    """(B, 3, S, S) in [-1, 1]."""
+    ids: Tensor
+    """(B, L) int64."""
+
+
+class ClipRecipe:
+    """Both towers and their projections, from nothing."""
+
+    def __init__(
+        self,
+        settings: ClipSettings,
+        pictures: Pictures,
+        text: ClipTextConfig,
+        vision: ClipVisionConfig,
+        *,
+        seed: int,
+    ) -> None:
+        self.pictures, self.seed = pictures, seed
+        sample = (pictures.caption(i) for i in range(min(len(pictures), CAPTIONS_FOR_VOCABULARY)))
+        self.tokenizer = ClipTokenizer.train(sample, settings.vocabulary, text.context_length)
+        self.text = fit_vocabulary(text, self.tokenizer)
+        self.vision = vision
+        side = pictures[0][0].shape[-1]
+        if side != vision.image_size:
+            raise TrainingError(
+                f"pictures are {side} pixels wide but the image tower reads {vision.image_size}"
+            )
+        torch.manual_seed(seed)
+        self.clip = Clip(self.text, vision)
+        initialise(self.clip)
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"clip": self.clip}
+
+    def batch(self, index: int, size: int) -> ClipBatch:
+        items = [self.pictures[i] for i in batch_indices(index, size, len(self.pictures), self.seed)]
+        return ClipBatch(pixels([p for p, _ in items]), self.tokenizer([c for _, c in items]))
+
+    def turns(self, batch: ClipBatch, generator: torch.Generator, images_seen: int) -> Iterator[Turn]:
+        images = self.clip.embed_image(normalise(batch.pixels))
+        texts = self.clip.embed_text(batch.ids)
+        loss = contrastive(images, texts, self.clip.logit_scale.clamp(max=MAX_LOGIT_SCALE))
+        with torch.no_grad():
+            own = torch.arange(len(images), device=images.device)
+            accuracy = ((images @ texts.T).argmax(1) == own).float().mean()
+        yield Turn("clip", loss, {"loss": loss.detach(), "accuracy": accuracy})
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Nothing to keep: the vocabulary follows from the data."""
+
+    def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
+        """A folder that transformers' CLIPModel and CLIPTokenizer read too."""
+        clip = weights["clip"]
+        assert isinstance(clip, Clip)
+        write_clip(folder, clip, self.tokenizer)
+
+
+def fit_vocabulary(text: ClipTextConfig, tokenizer: ClipTokenizer) -> ClipTextConfig:
+    """The tower's shape with the vocabulary that was really learned."""
+    return replace(
+        text,
+        vocab_size=len(tokenizer.vocab),
+        start_token=tokenizer.start_token,
+        end_token=tokenizer.end_token,
+        pad_token=tokenizer.pad_token,
+    )

@@ -1,0 +1,145 @@
+"""Recipe: the UNet in latent space, by predicting noise (Ho et al. 2020, eq. 14; Rombach et al. 2022, eq. 3)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from safelight.checkpoints.components import read_autoencoder, read_clip, write_model
+from safelight.checkpoints.files import write_safetensors
+from safelight.diffusion.denoiser import Denoiser
+from safelight.diffusion.schedule import Schedule
+from safelight.diffusion.weighting import min_snr
+from safelight.doors import Conditioning
+from safelight.errors import TrainingError
+from safelight.models.autoencoder import Autoencoder
+from safelight.models.unet import UNet
+from safelight.presets import Preset
+from safelight.training.data import batch_indices
+from safelight.training.loop import Turn
+from safelight.training.pictures import Pictures, pixels
+from safelight.training.recipes.settings import DiffusionSettings
+
+ENCODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """B latents' moments and captions."""
+
+    mean: Tensor
+    """(B, C, h, w), unscaled."""
+    std: Tensor
+    """(B, C, h, w)."""
+    captions: tuple[str, ...]
+
+
+class DiffusionRecipe:
+    """A UNet from nothing, on cached latents, with a frozen text tower and a frozen autoencoder."""
+
+    def __init__(
+        self, settings: DiffusionSettings, pictures: Pictures, preset: Preset, *, cache: Path, seed: int
+    ) -> None:
+        self.settings, self.pictures, self.seed = settings, pictures, seed
+        clip, self.tokenizer = read_clip(settings.clip)
+        self.text = clip.text_model.eval().requires_grad_(False)
+        self.autoencoder, scale = read_autoencoder(settings.autoencoder)
+        self.autoencoder.eval().requires_grad_(False)
+        _check_fit(preset, self.text.config.width, self.autoencoder.config.latent_channels)
+        self.preset = replace(
+            preset, text=self.text.config, autoencoder=self.autoencoder.config, latent_scale=scale
+        )
+        torch.manual_seed(seed)
+        self.unet = UNet(preset.unet)
+        # A network that begins by predicting nothing learns faster (Ho et al. 2020, released code).
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+        self.schedule = Schedule(preset.schedule)
+        self.latents = cached_moments(pictures, self.autoencoder, cache)
+        self.captions = [pictures.caption(i) for i in range(len(pictures))]
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"unet": self.unet}
+
+    def batch(self, index: int, size: int) -> LatentBatch:
+        chosen = batch_indices(index, size, len(self.pictures), self.seed)
+        mean, std = self.latents[chosen].float().chunk(2, dim=1)
+        return LatentBatch(mean, std, tuple(self.captions[i] for i in chosen))
+
+    def turns(self, batch: LatentBatch, generator: torch.Generator, images_seen: int) -> Iterator[Turn]:
+        settings, device = self.settings, next(self.unet.parameters()).device
+        count = len(batch.captions)
+        dropped = torch.rand(count, generator=generator) < settings.caption_dropout
+        captions = ["" if d else c for c, d in zip(batch.captions, dropped.tolist(), strict=True)]
+        t = torch.randint(self.preset.schedule.steps, (count,), generator=generator)
+        posterior = torch.randn(batch.mean.shape, generator=generator)
+        noise = torch.randn(batch.mean.shape, generator=generator).to(device)
+
+        x0 = (self.preset.latent_scale * (batch.mean + batch.std * posterior)).to(device)
+        sigma = self.schedule.sigmas[t].float().to(device)
+        with torch.no_grad():
+            cond = Conditioning(context=self.text.to(device)(self.tokenizer(captions).to(device)).last)
+        weight = None
+        if settings.weighting == "min_snr":
+            weight = min_snr(sigma, settings.min_snr_gamma, self.preset.prediction)
+        denoiser = Denoiser(self.unet, self.schedule, self.preset.prediction)
+        loss = denoiser.loss(x0, noise, sigma, cond, weight).mean()
+        yield Turn("unet", loss, {"loss": loss.detach()})
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Nothing to keep beside the parts."""
+
+    def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
+        """A whole model in the diffusers layout."""
+        unet = weights["unet"]
+        assert isinstance(unet, UNet)
+        write_model(folder, self.preset, unet, self.autoencoder, self.text, self.tokenizer)
+
+
+def _check_fit(preset: Preset, text_width: int, latent_channels: int) -> None:
+    if text_width != preset.unet.context_width:
+        raise TrainingError(
+            f"the text tower is {text_width} wide but {preset.name}'s UNet attends to {preset.unet.context_width}: "
+            "train a clip of the same preset"
+        )
+    if latent_channels != preset.unet.out_channels:
+        raise TrainingError(
+            f"the autoencoder has {latent_channels} latent channels but {preset.name}'s UNet "
+            f"{preset.unet.out_channels}: train an autoencoder of the same preset"
+        )
+
+
+@torch.no_grad()
+def cached_moments(pictures: Pictures, autoencoder: Autoencoder, cache: Path) -> Tensor:
+    """Mean and deviation of every picture's latent, (N, 2C, h, w) float16, kept in a file for the next start.
+
+    The file is named after the autoencoder's weights and the data, so a change of either makes a new one.
+    """
+    digest = hashlib.sha256(pictures.identity.encode())
+    for parameter in autoencoder.parameters():
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    path = cache / f"latents-{digest.hexdigest()[:16]}.safetensors"
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            kept: Tensor = file.get_tensor("moments")
+            return kept
+    moments = []
+    for start in tqdm(range(0, len(pictures), ENCODE_BATCH), desc="encoding pictures", unit="batch"):
+        chosen = range(start, min(start + ENCODE_BATCH, len(pictures)))
+        mean, logvar = autoencoder.encode(pixels([pictures[i][0] for i in chosen]))
+        moments.append(torch.cat([mean, torch.exp(0.5 * logvar)], dim=1).half())
+    whole = torch.cat(moments)
+    cache.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, {"moments": whole})
+    return whole

@@ -1,0 +1,90 @@
+"""What each recipe can be told: the one source of its command-line options. No torch here, so that help is instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safelight.errors import DataError, TrainingError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which pictures and captions to train on."""
+
+    data: str = "scenes"
+    """A folder of pictures with captions (same-stem .txt or .caption, or metadata.jsonl), or `scenes`: the built-in world."""
+    size: int = 64
+    """Side of the training pictures in pixels; pictures of a folder are scaled to cover and cropped to the centre."""
+    count: int = 50_000
+    """How many scenes; a folder has as many as it has."""
+    data_seed: int = 0
+    """Seed of the scenes."""
+
+    def __post_init__(self) -> None:
+        if self.size < 8:
+            raise DataError(f"size {self.size} is too small: give at least 8 pixels")
+        if self.count < 1:
+            raise DataError(f"count {self.count} leaves nothing to train on: give at least 1")
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """Contrastive training of a CLIP, with its vocabulary (Radford et al. 2021)."""
+
+    preset: str = "tiny"
+    """Whose text tower and image tower to build."""
+    vocabulary: int = 900
+    """Most tokens of the vocabulary that is learned from the captions."""
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    """Training of a KL autoencoder (Esser et al. 2021; Rombach et al. 2022, sec. 3.1)."""
+
+    preset: str = "tiny"
+    """Whose autoencoder to build."""
+    perceptual: Path | None = None
+    """A folder from `train clip`, or a file of LPIPS weights with VGG-16; without it there is no perceptual term."""
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual distance beside the absolute difference."""
+    kl_weight: float = 1e-6
+    """Weight of the KL divergence: small, it only keeps latents near the origin."""
+    adversarial_weight: float = 0.5
+    """Weight of the discriminator's opinion, on top of the adaptive one; 0 trains none."""
+    adversarial_start: int = 10_000
+    """Pictures seen before the discriminator joins."""
+    discriminator_width: int = 32
+    """Channels of its first layer."""
+    discriminator_layers: int = 2
+    """Strided layers: 3 looks at patches of 70 pixels, 2 of 34, 1 of 16."""
+
+    def __post_init__(self) -> None:
+        for name in ("perceptual_weight", "kl_weight", "adversarial_weight"):
+            if not getattr(self, name) >= 0:
+                raise TrainingError(f"{name} is {getattr(self, name)}: give a number that is 0 or more")
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """Training of the UNet in latent space (Ho et al. 2020; Rombach et al. 2022, eq. 3)."""
+
+    clip: Path
+    """A folder from `train clip`: its text tower, frozen, reads the captions."""
+    autoencoder: Path
+    """A folder from `train autoencoder`, frozen."""
+    preset: str = "tiny"
+    """Whose UNet, noise schedule and prediction kind to train."""
+    caption_dropout: float = 0.1
+    """Share of captions replaced by none, which is what guidance steers away from (Ho & Salimans 2021)."""
+    weighting: Literal["none", "min_snr"] = "min_snr"
+    """Weight of each noise level in the loss: as published, or min-SNR (Hang et al. 2023), which learns faster."""
+    min_snr_gamma: float = 5.0
+    """Signal-to-noise ratio above which a noise level counts less."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.caption_dropout <= 1:
+            raise TrainingError(f"caption_dropout is {self.caption_dropout}: give a share between 0 and 1")
+        if not self.min_snr_gamma > 0:
+            raise TrainingError(f"min_snr_gamma is {self.min_snr_gamma}: give a number above 0")
