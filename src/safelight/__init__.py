@@ -1,7 +1,6 @@
 """Safelight: the Stable Diffusion family as one house. A picture is a `Request` answered by a `Model`.
 
-Every public name is here, and each is imported when it is first used: `import safelight` does not import
-torch.
+Every public name is here, and each is imported when it is first used: `import safelight` imports no torch.
 """
 
 from __future__ import annotations

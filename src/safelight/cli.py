@@ -1,8 +1,7 @@
 """The `safelight` command: thin. Every option comes from a request's fields or a recipe's config.
 
 Results go to stdout, progress and complaints to stderr. Exit codes: 0; 2 for a user's mistake, with one line
-that says
-what is wrong and the mend; 1 for a fault of ours, with its traceback; 130 when interrupted.
+that says what is wrong and the mend; 1 for a fault of ours, with its traceback; 130 when interrupted.
 Nothing here imports torch before a command runs.
 """
 
@@ -17,15 +16,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter
 
 from safelight import __version__
 from safelight.errors import OutputError, RequestError, SafelightError
 from safelight.tasks.requests import TASKS, Request, asked, flag
+from safelight.tasks.sources import PLAIN, Reading
+from safelight.training.recipes import commands as recipes
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -47,29 +48,6 @@ train_app = App(name="train", help="Train the parts of a model, one recipe each.
 evaluate_app = App(name="evaluate", help="Measure a model on prompts that it never saw.")
 for _group in (models_app, train_app, evaluate_app):
     app.command(_group)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A `train` command: its options are the fields of the config that `run` takes, and `run` is imported
-    when asked for.
-    """
-
-    name: str
-    run: str
-    """Import path "module:function"."""
-    help: str
-
-
-RECIPES = (
-    Recipe("clip", "safelight.training.recipes.clip:run", "Words and pictures into one space (contrastive)."),
-    Recipe("autoencoder", "safelight.training.recipes.autoencoder:run", "Pictures to latents and back."),
-    Recipe(
-        "diffusion", "safelight.training.recipes.diffusion:run", "The denoiser, on latents with captions."
-    ),
-)
-for _recipe in RECIPES:
-    train_app.command(_recipe.run, name=_recipe.name, help=_recipe.help)
 evaluate_app.command(
     "safelight.evaluation.tiny:main",
     name="tiny",
@@ -82,17 +60,15 @@ class Drawing:
     """The options of every drawing command that are not part of the request."""
 
     model: str | None = None
-    """A shipped model, a folder, a .safetensors or .ckpt file, or a hub id. Default: tiny, or that of
-    --from.
-    """
+    """A shipped model, a folder, a .safetensors or .ckpt file, or a hub id. Default: tiny, or that
+    of --from."""
     device: str | None = None
     """Where to compute, like cpu or cuda. Default: the accelerator if there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """In which the networks run. Default: float32 on the CPU, else as the weights are; or that of --from."""
     output: Path | None = None
     """PNG to write (replaced if it exists); a batch writes NAME-0.png, NAME-1.png, ... Default:
-    safelight-0001.png,
-    or the next number that is free."""
+    safelight-0001.png, or the next numbers that are free."""
     save_steps: Path | None = None
     """Folder for the picture of every step: step-001.png, ...; in a batch step-001-0.png, ..."""
     from_: Annotated[Path | None, Parameter(name="--from")] = None
@@ -101,15 +77,23 @@ class Drawing:
     """Print one JSON object instead of paths."""
 
 
-def _draw(task: str, drawing: Drawing, given: dict[str, object]) -> None:
+FLAT = Parameter(name="*")
+"""The fields of a parameter are options of the command itself."""
+Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object.")]
+ReadingOptions = Annotated[Reading | None, FLAT]
+
+
+def _draw(task: str, drawing: Drawing, reading: Reading, given: dict[str, object]) -> None:
     """Answer a request of the task from the options given on the command line."""
     # Everything that can be wrong is looked at before torch is imported and a model is loaded.
     record = None if drawing.from_ is None else _record(drawing.from_, task)
     request = TASKS[task].model_validate(given) if record is None else record.asked().changed(**given)
-    if drawing.output is not None:
-        _check_output(drawing.output)
-    model = _load(drawing, record)
+    _check_output(drawing.output)
+    model = _load(drawing, reading, record)
     request = model.resolve(request)
+    for name in ("prompt", "negative_prompt"):
+        if (unread := model.unread(getattr(request, name))) > 0:
+            print(f"note: the last {unread} tokens of the {name} are not read", file=sys.stderr)
 
     started = time.perf_counter()
     if drawing.save_steps is not None:
@@ -124,7 +108,7 @@ def _draw(task: str, drawing: Drawing, given: dict[str, object]) -> None:
     from safelight.tasks.model import Step
     from safelight.tasks.pictures import save_numbered, save_under_next_number
 
-    with closing(tqdm(total=model.steps_to_take(request), unit="step", leave=False, disable=None)) as bar:
+    with closing(tqdm(total=model.count_steps(request), unit="step", leave=False, disable=None)) as bar:
 
         def watch(step: Step) -> None:
             bar.update()
@@ -161,9 +145,9 @@ def _record(picture: Path, task: str) -> Record:
     return record
 
 
-def _load(drawing: Drawing, record: Record | None) -> Model:
+def _load(drawing: Drawing, reading: Reading, record: Record | None) -> Model:
     """The model asked for, or the one that drew the picture of --from."""
-    source, dtype = drawing.model, drawing.dtype
+    source = drawing.model
     if source is None and record is not None and record.model.local:
         raise RequestError(
             f"the picture was drawn by {record.model.name!r} from a local path, which is not recorded: "
@@ -174,7 +158,13 @@ def _load(drawing: Drawing, record: Record | None) -> Model:
     from safelight.tasks.loading import load
 
     model = load(
-        source, device=drawing.device, dtype=record.model.dtype if dtype is None and record else dtype
+        source,
+        drawing.device,
+        record.model.dtype if drawing.dtype is None and record is not None else drawing.dtype,
+        preset=reading.preset,
+        ema=reading.ema,
+        tokenizer=reading.tokenizer,
+        revision=reading.revision,
     )
     if record is not None and record.model.sha256 != model.identity.sha256:
         print(
@@ -185,8 +175,10 @@ def _load(drawing: Drawing, record: Record | None) -> Model:
     return model
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path | None) -> None:
     """Say so before the drawing, not after it, if the result could not be written."""
+    if output is None:
+        output = Path("safelight.png")  # stands for the numbered ones, in the same folder
     if output.suffix.lower() != ".png":
         raise RequestError(
             f"--output {str(output)!r} must end in .png: only PNG holds the request losslessly"
@@ -218,73 +210,110 @@ def _option(request: type[Request], name: str, field: FieldInfo) -> inspect.Para
 def _drawing_command(request: type[Request]) -> Callable[..., None]:
     """The command of a task: one option per field of its request, then those of `Drawing`."""
     options = [_option(request, name, field) for name, field in asked(request).items()]
-    shared = inspect.Parameter(
-        "drawing",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[Drawing | None, Parameter(name="*")],
-    )
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in (("drawing", Annotated[Drawing | None, FLAT]), ("reading", ReadingOptions))
+    ]
 
-    def command(*positional: object, drawing: Drawing | None = None, **named: object) -> None:
+    def command(
+        *positional: object,
+        drawing: Drawing | None = None,
+        reading: Reading | None = None,
+        **named: object,
+    ) -> None:
         given = {option.name: value for option, value in zip(options, positional, strict=False)} | named
         given = {name: value for name, value in given.items() if value is not None}
-        _draw(request.task, Drawing() if drawing is None else drawing, given)
+        _draw(
+            request.task,
+            Drawing() if drawing is None else drawing,
+            PLAIN if reading is None else reading,
+            given,
+        )
 
-    signature = inspect.Signature([*options, shared])
-    command.__doc__ = request.__doc__
+    return _signed(command, [*options, *shared], request.__doc__)
+
+
+def _training_command(start: Callable[..., None]) -> Callable[..., None]:
+    """The command of a recipe: the options are the fields of the configs that `start` takes."""
+    hints = get_type_hints(start)
+    hints.pop("return")
+    # A config without required fields needs not be given at all.
+    whole = {name: config() for name, config in hints.items() if all(_has_default(f) for f in fields(config))}
+
+    def command(**given: object) -> None:
+        start(**(whole | given))
+
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=whole.get(name, inspect.Parameter.empty),
+            annotation=Annotated[config, FLAT],
+        )
+        for name, config in hints.items()
+    ]
+    return _signed(command, parameters, start.__doc__)
+
+
+def _has_default(field: Field[object]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _signed(
+    command: Callable[..., None], parameters: Sequence[inspect.Parameter], doc: str | None
+) -> Callable[..., None]:
+    """Give a function that takes anything the signature that cyclopts is to read."""
+    signature = inspect.Signature(parameters)
+    command.__doc__ = doc
     command.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
-    vars(command)["__signature__"] = signature  # what cyclopts reads
+    vars(command)["__signature__"] = signature
     return command
 
 
 for _request in TASKS.values():
     app.command(_drawing_command(_request), name=_request.task)
+for _start in (recipes.clip, recipes.autoencoder, recipes.diffusion, recipes.judge):
+    train_app.command(_training_command(_start), name=_start.__name__)
 
 
 @models_app.command(name="list")
-def list_models(*, json_: Annotated[bool, Parameter(name="--json")] = False) -> None:
-    """The models known by name, and whether their weights are shipped.
-
-    Args:
-        json_: print one JSON object.
-    """
+def list_models(*, as_json: Json = False) -> None:
+    """The models known by name, and whether their weights are shipped."""
     from safelight.tasks.files import known_models
 
     models = known_models()
-    if json_:
+    if as_json:
         print(json.dumps({"models": [model.model_dump() for model in models]}))
         return
     for model in models:
-        print(f"{model.name:<8} {model.width}x{model.height:<6} {model.title}  ({model.weights})")
+        print(f"{model.name:<8}{model.width}x{model.height:<6}{model.title} ({model.weights})")
 
 
 @models_app.command(name="show")
-def show_model(source: str, *, json_: Annotated[bool, Parameter(name="--json")] = False) -> None:
+def show_model(source: str, *, reading: ReadingOptions = None, as_json: Json = False) -> None:
     """What a model is made of, and what of its file would not be used.
 
     Args:
         source: a shipped model, a folder, a .safetensors or .ckpt file, or a hub id.
-        json_: print one JSON object.
     """
     from safelight.tasks.files import describe
 
-    card = describe(source)
-    print(card.model_dump_json() if json_ else card.text())
+    card = describe(source, PLAIN if reading is None else reading)
+    print(card.model_dump_json() if as_json else card.text())
 
 
 @app.command
-def convert(source: str, output: Path, *, json_: Annotated[bool, Parameter(name="--json")] = False) -> None:
+def convert(source: str, output: Path, *, reading: ReadingOptions = None, as_json: Json = False) -> None:
     """Write a model as a diffusers folder of safetensors.
 
     Args:
         source: a shipped model, a folder, a .safetensors or .ckpt file, or a hub id.
         output: the folder to write: a new one, an empty one, or an earlier model to replace.
-        json_: print one JSON object.
     """
     from safelight.tasks.files import convert_model
 
-    convert_model(source, output)
-    print(json.dumps({"folder": str(output)}) if json_ else output)
+    convert_model(source, output, PLAIN if reading is None else reading)
+    print(json.dumps({"folder": str(output)}) if as_json else output)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

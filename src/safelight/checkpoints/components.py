@@ -10,10 +10,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from safelight.checkpoints import configs
 from safelight.checkpoints.files import read_json, read_tensors
 from safelight.checkpoints.writing import staged_folder, write_json, write_tensors
 from safelight.errors import ModelFileError
-from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
+from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import Activation, Clip, ClipTextConfig, ClipVisionConfig
 from safelight.models.lpips import LPIPS
 from safelight.models.tokenizer import ClipTokenizer
@@ -67,19 +68,7 @@ def write_clip(folder: Path, clip: Clip, tokenizer: ClipTokenizer) -> None:
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": text.projection_width,
-        "text_config": {
-            "hidden_size": text.width,
-            "intermediate_size": text.mlp_width,
-            "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads,
-            "hidden_act": text.activation,
-            "projection_dim": text.projection_width,
-            "vocab_size": text.vocab_size,
-            "max_position_embeddings": text.context_length,
-            "bos_token_id": text.start_token,
-            "eos_token_id": text.end_token,
-            "pad_token_id": text.pad_token,
-        },
+        "text_config": configs.text_json(text),
         "vision_config": {
             "hidden_size": vision.width,
             "intermediate_size": vision.mlp_width,
@@ -110,7 +99,9 @@ def read_clip(folder: Path) -> tuple[Clip, ClipTokenizer]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ModelFileError(f"{path}: {where}: {first['msg']}; give a folder from `safelight train clip`") from error
+        raise ModelFileError(
+            f"{path}: {where}: {first['msg']}; give a folder from `safelight train clip`"
+        ) from error
     text, vision = config.text_config, config.vision_config
     with torch.device("meta"):
         clip = Clip(
@@ -142,40 +133,15 @@ def read_clip(folder: Path) -> tuple[Clip, ClipTokenizer]:
     return clip, ClipTokenizer.read(folder, text.max_position_embeddings, text.pad_token_id)
 
 
-def write_autoencoder(folder: Path, autoencoder: Autoencoder, latent_scale: float) -> None:
-    """A folder that diffusers' AutoencoderKL reads.
+def write_autoencoder(folder: Path, autoencoder: Autoencoder, latent_scale: float, size: int) -> None:
+    """A folder that diffusers' AutoencoderKL reads. `size`: pixels on a side that it was trained on.
 
     Raises:
         OutputError: it cannot be written; nothing is left then.
     """
-    config = autoencoder.config
-    levels = len(config.channels)
-    content = {
-        "_class_name": "AutoencoderKL",
-        "act_fn": "silu",
-        "block_out_channels": list(config.channels),
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "in_channels": config.in_channels,
-        "out_channels": config.in_channels,
-        "latent_channels": config.latent_channels,
-        "layers_per_block": config.blocks_per_level,
-        "norm_num_groups": config.norm_groups,
-        "scaling_factor": latent_scale,
-    }
     with staged_folder(folder, CONFIG) as staging:
         write_tensors(staging / AUTOENCODER_WEIGHTS, autoencoder.state_dict())
-        write_json(staging / CONFIG, content)
-
-
-@dataclass(frozen=True)
-class _AutoencoderFile:
-    block_out_channels: tuple[int, ...]
-    in_channels: int
-    latent_channels: int
-    layers_per_block: int
-    norm_num_groups: int
-    scaling_factor: float
+        write_json(staging / CONFIG, configs.autoencoder_json(autoencoder.config, latent_scale, size))
 
 
 def read_autoencoder(folder: Path) -> tuple[Autoencoder, float]:
@@ -184,25 +150,11 @@ def read_autoencoder(folder: Path) -> tuple[Autoencoder, float]:
     Raises:
         ModelFileError: a file is missing or does not fit.
     """
-    path = folder / CONFIG
-    try:
-        file = TypeAdapter(_AutoencoderFile).validate_python(read_json(path), extra="ignore")
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        mend = "give a folder from `safelight train autoencoder`"
-        raise ModelFileError(f"{path}: {where}: {first['msg']}; {mend}") from error
-    config = AutoencoderConfig(
-        in_channels=file.in_channels,
-        latent_channels=file.latent_channels,
-        channels=file.block_out_channels,
-        blocks_per_level=file.layers_per_block,
-        norm_groups=file.norm_num_groups,
-    )
+    config, latent_scale = configs.read_autoencoder(folder / CONFIG)
     with torch.device("meta"):
         autoencoder = Autoencoder(config)
     _fill(autoencoder, folder / AUTOENCODER_WEIGHTS)
-    return autoencoder, file.scaling_factor
+    return autoencoder, latent_scale
 
 
 def read_lpips(path: Path) -> LPIPS:
@@ -231,4 +183,6 @@ def _check(module: nn.Module, path: Path, tensors: dict[str, torch.Tensor]) -> N
         if key not in tensors or key not in wanted or wanted[key].shape != tensors[key].shape:
             has = tuple(tensors[key].shape) if key in tensors else "nothing"
             wants = tuple(wanted[key].shape) if key in wanted else "nothing"
-            raise ModelFileError(f"{path}: {key} is {has} but {wants} is needed; the file belongs to another model")
+            raise ModelFileError(
+                f"{path}: {key} is {has} but {wants} is needed; the file belongs to another model"
+            )

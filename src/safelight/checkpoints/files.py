@@ -1,4 +1,4 @@
-"""Weights files -> tensors by name, memory-mapped: nothing is copied until a weight is used. No file runs code."""
+"""Weights files -> tensors by name, memory-mapped: nothing is read until it is used. No file runs code."""
 
 from __future__ import annotations
 
@@ -61,20 +61,20 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
         for key in found:
             if placed.get(key) != name:
                 raise ModelFileError(
-                    f"{index} does not agree with {name}, which also has {key}; download both again"
+                    f"{index} does not agree with {name}, which has {printable(key)} too; download both again"
                 )
         tensors.update(found)
     for key, name in placed.items():
         if key not in tensors:
             raise ModelFileError(
-                f"{index.parent / name} lacks {key}, which {index.name} promises; download both again"
+                f"{index.parent / name} lacks {printable(key)}, which {index.name} promises; download both"
             )
     return tensors
 
 
 def is_plain_name(name: str) -> bool:
     """Whether a name that stands in a file is that of a file in the same folder, on every system."""
-    return PurePosixPath(name).name == name and not set(name) & set("\\:\0") and name not in (".", "..")
+    return PurePosixPath(name).name == name and not set(name) & set("\\:\0") and name not in ("", ".", "..")
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -89,6 +89,11 @@ def read_json(path: Path) -> dict[str, object]:
         return _object(path, path.read_bytes())
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def printable(text: str) -> str:
+    """A text from a file as it can stand in one line, whatever a stranger wrote there."""
+    return text if text.isprintable() and len(text) <= 200 else ascii(text)[1:-1][:200]
 
 
 def unreadable(path: Path, error: OSError) -> ModelFileError:
@@ -117,7 +122,7 @@ def _object(path: Path, text: bytes) -> dict[str, object]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The header is checked here for what the library lets pass or reports without numbers, then read by the library."""
+    """Checked here for what the library lets pass or reports without numbers, then read by the library."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -146,5 +151,5 @@ def _end(path: Path, key: str, entry: object) -> int:
     """Where a tensor's bytes end, counted from the end of the header."""
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(isinstance(n, int) for n in offsets):
-        raise ModelFileError(f"{path} is corrupted: {key} has no place in it; download or copy it again")
+        raise ModelFileError(f"{path} is corrupted: {printable(key)} has no place in it; download it again")
     return int(offsets[1])

@@ -1,7 +1,7 @@
 """The engine that turns one naming of the weights into another, strictly, and back.
 
-A layout is made by a program from the configs: pairs (theirs, ours, op). What a file has beyond that must stand in the
-layout's list of what is dropped, with the reason. Nothing is guessed.
+A layout is made by a program from the configs: pairs (theirs, ours, op). What a file has beyond that must
+stand in the layout's list of what is dropped, with the reason. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from safelight.checkpoints.files import printable
 from safelight.errors import ModelFileError
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.clip import ClipText, ClipTextConfig
@@ -27,8 +29,8 @@ Config = UNetConfig | AutoencoderConfig | ClipTextConfig
 class Op:
     """How a weight is turned on its way in; the way out is its inverse.
 
-    A 1x1 convolution and a linear layer are the same matrix, written (out, in, 1, 1) or (out, in). Files differ even
-    within one layout, so both are read; `rank` is the one that is written.
+    A 1x1 convolution and a linear layer are the same matrix, written (out, in, 1, 1) or (out, in). Files
+    differ even within one layout, so both are read; `rank` is the one that is written.
     """
 
     rank: int | None = None
@@ -52,7 +54,7 @@ class Op:
 
 
 def _matrix(shape: Shape) -> Shape:
-    """(out, in) of a matrix in any of its writings, (o, i), (o, i, 1), (o, i, 1, 1); other shapes as they are."""
+    """(out, in) of a matrix written (o, i), (o, i, 1) or (o, i, 1, 1); other shapes as they are."""
     return shape[:2] if len(shape) > 2 and set(shape[2:]) == {1} else shape
 
 
@@ -77,8 +79,7 @@ class Drop:
     why: str
 
 
-@dataclass(frozen=True)
-class Dropped:
+class Dropped(NamedTuple):
     """A key that was in the file and was not loaded."""
 
     key: str
@@ -118,12 +119,7 @@ def _count(items: tuple[object, ...] | list[str], noun: str) -> str:
 
 
 def _first(keys: tuple[str, ...] | list[str], at_most: int = 3) -> str:
-    return ", ".join([*(_safe(key) for key in keys[:at_most]), *(["..."] if len(keys) > at_most else [])])
-
-
-def _safe(key: str) -> str:
-    """A key as it can be printed, whatever a stranger wrote into the file."""
-    return key if key.isprintable() and len(key) < 200 else ascii(key)[1:-1][:200]
+    return ", ".join([*(printable(key) for key in keys[:at_most]), *(["..."] if len(keys) > at_most else [])])
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,9 @@ class Layout:
         unexpected = [key for key in tensors if key not in known and self._reason(key) is None]
         return Misfit(tuple(missing), tuple(unexpected), tuple(wrong))
 
-    def load(self, tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, dict[str, Tensor]], list[Dropped]]:
+    def load(
+        self, tensors: Mapping[str, Tensor], file: str
+    ) -> tuple[dict[str, dict[str, Tensor]], list[Dropped]]:
         """Their tensors -> ours by part, and what was dropped. Views of the same memory.
 
         Raises:
@@ -165,7 +163,11 @@ class Layout:
         for part, pair in self._each():
             known.add(pair.theirs)
             parts[part][pair.ours] = pair.op.into(tensors[pair.theirs], self.shapes[part][pair.ours])
-        dropped = [Dropped(key, why) for key in tensors if key not in known and (why := self._reason(key)) is not None]
+        dropped = [
+            Dropped(key, why)
+            for key in tensors
+            if key not in known and (why := self._reason(key)) is not None
+        ]
         return parts, dropped
 
     def save(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -181,7 +183,7 @@ class Layout:
 
 @lru_cache(maxsize=64)
 def shapes_of(config: Config) -> Mapping[str, Shape]:
-    """Our name -> shape of every weight of the network that a config describes. No memory is taken for them."""
+    """Our name -> shape of every weight of the network that a config describes. Takes no memory for them."""
     with torch.device("meta"):
         network: torch.nn.Module
         if isinstance(config, UNetConfig):

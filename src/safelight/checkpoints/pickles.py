@@ -1,8 +1,9 @@
 """Reads a pickle as data. Nothing in it is ever imported, called or looked up: law 8.
 
-A pickle is a program for a small stack machine. Ours knows the opcodes, and of the things that a program may ask for
-by name it knows the few that PyTorch checkpoints are made of; each becomes a plain value. Any other name ends the
-reading. Classes of the training frameworks around the weights become `Inert`, of which nothing is kept.
+A pickle is a program for a small stack machine. Ours knows the opcodes, and of the things that a program may
+ask for by name it knows the few that PyTorch checkpoints are made of; each becomes a plain value. Any other
+name ends the reading. Classes of the training frameworks around the weights become `Inert`, of which nothing
+is kept.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from safelight.errors import ModelFileError
 
 MAX_BYTES = 8 << 20
 """A pickle of the largest checkpoint is 2 MB, without its tensors; more than this is a bomb."""
-MAX_OPERATIONS = 1_000_000
+MAX_OPERATIONS = 400_000
+"""A tensor takes about 25: those of SDXL with their averages and an optimizer's two moments are 250,000."""
 
 INERT_PACKAGES = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf")
 """Nothing of these is imported; their objects stand beside the weights in the original files."""
+_PLAIN_TYPES = (
+    *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset"),
+    *("int", "list", "set", "slice", "str", "tuple"),
+)
 INERT_NAMES = frozenset(
     [
         ("_codecs", "encode"),
@@ -37,16 +43,7 @@ INERT_NAMES = frozenset(
         ("torch", "Size"),
         ("torch", "device"),
         ("typing", "Any"),
-        *(
-            (module, kind)
-            for module in ("builtins", "__builtin__")
-            for kind in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list")
-        ),
-        *(
-            (module, kind)
-            for module in ("builtins", "__builtin__")
-            for kind in ("set", "slice", "str", "tuple")
-        ),
+        *((module, kind) for module in ("builtins", "__builtin__") for kind in _PLAIN_TYPES),
     ]
 )
 
@@ -77,7 +74,7 @@ class Reference:
 
 
 Call = Callable[[tuple[object, ...]], object]
-"""Makes a plain value from the arguments that the pickle gives; raises ValueError or TypeError for bad ones."""
+"""Makes a plain value from the arguments that the pickle gives; raises ValueError or TypeError for bad."""
 
 
 def read_pickle(
@@ -103,9 +100,14 @@ class _Mark:
 
 _MARK = _Mark()
 _VALUES = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES"
-    " SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8".split()
+    opcode.name
+    for opcode in pickletools.opcodes
+    if opcode.arg is not None
+    and not opcode.stack_before
+    and opcode.stack_after
+    and opcode.stack_after[0] is not pickletools.anyobject
 )
+"""Opcodes that carry a plain value: numbers, bytes, text."""
 _CONSTANTS: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _SCALARS = (str, bytes, int, float, bool, type(None), Global)
 
@@ -163,7 +165,7 @@ class _Machine:
             self.build(name, arg)
 
     def build(self, name: str, arg: object) -> None:
-        """The opcodes that make containers, and those that ask for names."""
+        """The opcodes that make and fill containers."""
         push, pop = self.stack.append, self.stack.pop
         if name in ("EMPTY_LIST", "EMPTY_SET"):
             push([])
@@ -178,21 +180,21 @@ class _Machine:
         elif name == "DICT":
             push(_fill({}, self.marked()))
         elif name in ("APPEND", "APPENDS", "ADDITEMS"):
-            items = [pop()] if name == "APPEND" else self.marked()
-            target = self.stack[-1]
-            if isinstance(target, list):
-                target.extend(items)
-            elif not isinstance(target, Inert):
-                raise ValueError(f"{name} to a {type(target).__name__}")
+            self.fill(list, [pop()] if name == "APPEND" else self.marked())
         elif name in ("SETITEM", "SETITEMS"):
-            items = [pop(), pop()][::-1] if name == "SETITEM" else self.marked()
-            target = self.stack[-1]
-            if isinstance(target, dict):
-                _fill(target, items)
-            elif not isinstance(target, Inert):
-                raise ValueError(f"{name} to a {type(target).__name__}")
+            self.fill(dict, [pop(), pop()][::-1] if name == "SETITEM" else self.marked())
         else:
             self.ask(name, arg)
+
+    def fill(self, kind: type, items: list[object]) -> None:
+        """Put items into the container on top of the stack."""
+        target = self.stack[-1]
+        if isinstance(target, kind) and isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, kind) and isinstance(target, dict):
+            _fill(target, items)
+        elif not isinstance(target, Inert):
+            raise ValueError(f"items for a {type(target).__name__}")
 
     def ask(self, name: str, arg: object) -> None:
         """The opcodes by which other readers run code."""
@@ -218,7 +220,7 @@ class _Machine:
             push(self.called(pop(), given))
         elif name == "BUILD":
             pop()
-            # The state of an object that we need nothing of. A name has no state: setting one changes a class.
+            # The state of an object that we need nothing of. To set that of a name is to change a class.
             if not isinstance(self.stack[-1], Inert | dict):
                 raise self.refused(f"sets the state of {_named(self.stack[-1])}")
         else:
@@ -256,8 +258,8 @@ class _Machine:
 
     def refused(self, what: str) -> ModelFileError:
         return ModelFileError(
-            f"{self.path} is refused, because its pickle {what}, which is no part of a checkpoint and may run code; "
-            "ask for a .safetensors file instead"
+            f"{self.path} is refused, because its pickle {what}, which is no part of a checkpoint and "
+            "may run code; ask for a .safetensors file instead"
         )
 
 

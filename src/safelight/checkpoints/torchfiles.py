@@ -1,7 +1,8 @@
 """PyTorch's own containers (`.ckpt`, `.pt`, `.pth`, `.bin`), memory-mapped, without running what is in them.
 
-Since PyTorch 1.6 a file is an uncompressed zip: `NAME/data.pkl` describes the tensors, `NAME/data/KEY` are their bytes.
-Before, it was a row of pickles with the bytes behind them. Both are mapped, so that a tensor takes no memory of its own.
+Since PyTorch 1.6 a file is an uncompressed zip: `NAME/data.pkl` describes the tensors, `NAME/data/KEY` are
+their bytes. Before, it was a row of pickles with the bytes behind them. Both are mapped, so that a tensor
+takes no memory of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -120,7 +121,8 @@ def _read_zip(path: Path) -> tuple[object, Callable[[Storage], int]]:
         wanted = storage.count * storage.dtype.itemsize
         if member.file_size < wanted:
             raise ModelFileError(
-                f"{path} is corrupted: tensor data {storage.key!r} has {member.file_size:,} bytes, expected {wanted:,}"
+                f"{path} is corrupted: tensor data {storage.key!r} has {member.file_size:,} bytes, "
+                f"expected {wanted:,}"
             )
         with path.open("rb") as file:
             file.seek(member.header_offset)
@@ -142,7 +144,7 @@ def _plain(path: Path, member: zipfile.ZipInfo) -> None:
 
 
 def _read_legacy(path: Path) -> tuple[object, Callable[[Storage], int]]:
-    """The format before PyTorch 1.6: magic number, version, machine, object, storage keys, then the bytes in order."""
+    """The format before PyTorch 1.6: magic number, version, machine, object, storage keys, then the bytes."""
     with path.open("rb") as file:
         stream = io.BytesIO(file.read(MAX_BYTES))
     storages: dict[str, Storage] = {}
@@ -159,7 +161,9 @@ def _read_legacy(path: Path) -> tuple[object, Callable[[Storage], int]]:
     with path.open("rb") as file:
         for key in keys:
             if not isinstance(key, str) or key not in storages:
-                raise ModelFileError(f"{path} is corrupted: it has data that no tensor uses; download or copy it again")
+                raise ModelFileError(
+                    f"{path} is corrupted: it has data that no tensor uses; download or copy it again"
+                )
             file.seek(position)
             head = file.read(8)
             count = int.from_bytes(head, "little", signed=True)
@@ -167,7 +171,8 @@ def _read_legacy(path: Path) -> tuple[object, Callable[[Storage], int]]:
             position += 8 + count * storages[key].dtype.itemsize
             if len(head) < 8 or count != storages[key].count or position > size:
                 raise ModelFileError(
-                    f"{path} is truncated or corrupted at tensor data {key!r}: {size:,} bytes, expected {position:,}"
+                    f"{path} is truncated or corrupted at tensor data {key!r}: {size:,} bytes, expected "
+                    f"{position:,}"
                 )
 
     def place(storage: Storage) -> int:
@@ -230,7 +235,12 @@ def _storage(reference: object) -> Storage:
     if not isinstance(reference, Reference) or not isinstance(reference.key, tuple):
         raise ValueError("a tensor without data")
     word, kind, key, _, count, *view = reference.key
-    if word != "storage" or not isinstance(kind, Global) or kind.name not in STORAGES or not isinstance(key, str):
+    if (
+        word != "storage"
+        or not isinstance(kind, Global)
+        or kind.name not in STORAGES
+        or not isinstance(key, str)
+    ):
         raise ValueError("tensor data of unknown type")
     if any(v is not None for v in view) or not isinstance(count, int) or not 0 <= count <= MAX_ELEMENTS:
         raise ValueError("tensor data of impossible size")
@@ -239,7 +249,7 @@ def _storage(reference: object) -> Storage:
 
 def _map(path: Path) -> torch.UntypedStorage:
     """The whole file, mapped copy-on-write: what is never touched takes no memory."""
-    return torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, path.stat().st_size))
 
 
 def _tensor(path: Path, mapped: torch.UntypedStorage, record: TensorRecord, start: int) -> Tensor:

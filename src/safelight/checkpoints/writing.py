@@ -16,13 +16,14 @@ from torch import Tensor
 
 from safelight.errors import OutputError
 
+WEIGHTS = (".safetensors", ".bin", ".index.json")
 SUFFIX = ".part"
 """Ends the name of what is not finished. One that a crash left behind may be deleted."""
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Write to the path that this gives; on leaving, it is in place of `path`. On any error neither is touched.
+    """Write to the path that this gives; on leaving, it takes the place of `path`. On errors nothing is left.
 
     Raises:
         OutputError: the disk is full, the folder is missing or not writable.
@@ -44,10 +45,11 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(target: Path, marker: str) -> Iterator[Path]:
-    """Write into the folder that this gives; on leaving, its content is at `target`. On any error nothing is changed.
+    """Write into the folder that this gives; on leaving, its content is at `target`. On any error nothing is.
 
-    A target that is there already must be empty or have the file `marker`: it is then an earlier result, and is
-    replaced file by file, the marker last.
+    A target that is there already must be empty or have the file `marker`: it is then an earlier result. Its files of
+    the same names are replaced, and weights beside them dropped; all else in it stays. The marker goes first and
+    comes last, so that no reader takes a mixture for a model.
 
     Raises:
         OutputError: the target is something else, or cannot be written.
@@ -56,7 +58,8 @@ def staged_folder(target: Path, marker: str) -> Iterator[Path]:
         target.is_dir() and (not any(target.iterdir()) or (target / marker).is_file())
     ):
         raise OutputError(f"{target} exists and is no model folder; choose another name, or an empty folder")
-    staging = _beside(target)
+    # Inside a folder that is there, which may be a disk of its own; else beside, to take its place in one step.
+    staging = _beside(target / target.name if target.is_dir() else target)
     try:
         staging.mkdir(parents=True)
         yield staging
@@ -64,13 +67,16 @@ def staged_folder(target: Path, marker: str) -> Iterator[Path]:
             for name in files:
                 _sync(Path(folder) / name)
             _sync(Path(folder))
-        if target.is_dir() and any(target.iterdir()):
+        if target.is_dir():
             _replace(staging, target, marker)
         else:
             staging.replace(target)
         _sync(target.parent)
     except OSError as error:
         raise _failed(target, error) from error
+    except OutputError as error:  # of a file in the staging folder, which nobody knows
+        cause = error.__cause__
+        raise _failed(target, cause if isinstance(cause, OSError | SafetensorError) else error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -78,7 +84,7 @@ def staged_folder(target: Path, marker: str) -> Iterator[Path]:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A `.safetensors` file, atomically. Views are made whole; a tensor that stands there twice is written twice.
+    """A `.safetensors` file, atomically. Views are made whole; what stands there twice is written twice.
 
     Raises:
         OutputError: see `atomic`.
@@ -117,6 +123,8 @@ def _beside(path: Path) -> Path:
 
 def _sync(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders, and needs none opened
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -124,7 +132,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _failed(path: Path, error: OSError | SafetensorError) -> OutputError:
+def _failed(path: Path, error: Exception) -> OutputError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return OutputError(
         f"{path} could not be written ({reason}); make room, or choose another folder with --output"
@@ -132,14 +140,25 @@ def _failed(path: Path, error: OSError | SafetensorError) -> OutputError:
 
 
 def _replace(staging: Path, target: Path, marker: str) -> None:
-    """Move every file of staging over its namesake in target, and drop the weights there that it does not have."""
-    new = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
-    for name in sorted(new, key=lambda n: n.name == marker and n.parent == Path()):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (staging / name).replace(target / name)
+    """Move every file of staging into target, what they replace aside and away; on any error, all of it back."""
+    new = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
+    new.sort(key=lambda name: name == Path(marker))
+    replaced = [name for name in reversed(new) if (target / name).exists()]
     for folder in {target / name.parent for name in new} - {target}:
-        for path in folder.iterdir():
-            if path.relative_to(target) not in new and path.name.endswith(
-                (".safetensors", ".bin", ".index.json")
-            ):
-                path.unlink()  # else a reader might prefer the earlier model's weights to these
+        # Else a reader might prefer the earlier model's weights to these.
+        weights = [path for path in folder.glob("*") if path.name.endswith(WEIGHTS)]
+        replaced += [n for path in weights if (n := path.relative_to(target)) not in new]
+    aside = staging.with_suffix(".old")
+    moves = [(target / name, aside / name) for name in replaced] + [(staging / n, target / n) for n in new]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, goal in moves:
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(goal)
+            done.append((source, goal))
+    except BaseException:
+        for source, goal in reversed(done):
+            goal.replace(source)
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

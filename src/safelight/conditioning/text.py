@@ -21,7 +21,5 @@ def encode_prompts(tokenizer: ClipTokenizer, text: ClipText, prompts: Sequence[s
 
 
 def repeat(cond: Conditioning, batch: int) -> Conditioning:
-    """The conditions of one picture for each of `batch` pictures, without a copy: doors (1, ...) -> (batch,
-    ...).
-    """
+    """The conditions of one picture for each of `batch`, without a copy: doors (1, ...) -> (batch, ...)."""
     return cond.map(lambda door: door.expand(batch, *door.shape[1:]))

@@ -1,4 +1,7 @@
-"""A small classifier that says what it sees in a scene. It shares nothing with the CLIP that conditions a model."""
+"""A small classifier that says what it sees in a scene. It shares nothing with the CLIP that steers a model.
+
+Shapes: B batch, S side of the picture in pixels, w side of the map: S / 2 ** levels.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,17 @@ class JudgeConfig:
     objects: int
     grounds: int
     layouts: int
-    channels: tuple[int, ...] = (24, 48, 96, 128)
-    """Width of each level; all but the last are followed by a halving."""
+    channels: tuple[int, ...] = (16, 48, 96)
+    """Width of each level, and each level halves the picture."""
+    blocks: tuple[int, ...] = (1, 1, 2)
+    """Residual blocks of each level."""
     norm_groups: int = 8
     image_size: int = 64
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a side per cell of the map."""
+        return 2 ** len(self.channels)
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Verdict:
     layouts: Tensor
     """(B, layouts)."""
     map: Tensor
-    """(B, objects, h, w): how much each position speaks for each object."""
+    """(B, objects, w, w): how much each position speaks for each object."""
 
 
 class Judge(nn.Module):
@@ -45,34 +55,31 @@ class Judge(nn.Module):
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         self.config = config
-        widths, groups = config.channels, config.norm_groups
-        self.conv_in = nn.Conv2d(3, widths[0], 3, stride=2, padding=1)
-        self.levels = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    ResnetBlock(widths[max(i - 1, 0)], width, groups=groups, eps=EPS),
-                    ResnetBlock(width, width, groups=groups, eps=EPS),
-                ]
-            )
-            for i, width in enumerate(widths)
-        )
-        self.norm_out = nn.GroupNorm(groups, widths[-1], EPS)
-        self.objects = nn.Conv2d(widths[-1], config.objects, 1)
-        self.grounds = nn.Linear(widths[-1], config.grounds)
-        side = config.image_size // 2 ** len(widths)
+        widths, groups, last = config.channels, config.norm_groups, config.channels[-1]
+        self.conv_in = nn.Conv2d(3, widths[0], 4, stride=2, padding=1)
+        self.levels = nn.ModuleList()
+        entering = widths[0]
+        for width, blocks in zip(widths, config.blocks, strict=True):
+            level = nn.Sequential()
+            for _ in range(blocks):
+                level.append(ResnetBlock(entering, width, groups=groups, eps=EPS))
+                entering = width
+            self.levels.append(level)
+        self.norm_out = nn.GroupNorm(groups, last, EPS)
+        self.objects = nn.Conv2d(last, config.objects, 1)
+        self.grounds = nn.Linear(last, config.grounds)
+        side = config.image_size // config.factor
         self.layouts = nn.Sequential(
-            nn.Conv2d(widths[-1], 16, 1), nn.SiLU(), nn.Flatten(), nn.Linear(16 * side * side, config.layouts)
+            nn.Conv2d(last, 16, 1), nn.SiLU(), nn.Flatten(), nn.Linear(16 * side * side, config.layouts)
         )
 
     def forward(self, pixels: Tensor) -> Verdict:
         """pixels (B, 3, S, S) in [-1, 1]."""
         x = self.conv_in(pixels)
         for i, level in enumerate(self.levels):
-            assert isinstance(level, nn.ModuleList)
-            for block in level:
-                x = block(x)
-            if i < len(self.levels) - 1:
+            if i > 0:  # the first halving is the convolution's
                 x = F.avg_pool2d(x, 2)
-        x = F.silu(self.norm_out(x))
+            x = level(x)
+        x = F.silu(self.norm_out(x))  # (B, C, w, w)
         seen = self.objects(x)
         return Verdict(seen.amax((2, 3)), self.grounds(x.mean((2, 3))), self.layouts(x), seen)

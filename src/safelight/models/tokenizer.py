@@ -67,16 +67,17 @@ class ClipTokenizer:
         alphabet = _byte_alphabet()
         engine = _engine(models.BPE(**_BPE))  # type: ignore[arg-type]
         trainer = trainers.BpeTrainer(
-            vocab_size=max(vocab_size - 2, 2 * len(alphabet)),
+            vocab_size=max(vocab_size, 2 * len(alphabet)),
             initial_alphabet=alphabet,
             end_of_word_suffix=END_OF_WORD,
             show_progress=False,
         )
         engine.train_from_iterator(texts, trainer)
         learned = json.loads(engine.to_str())["model"]["merges"]
-        merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned]
         # CLIP's order: bytes, bytes that end a word, merges, marks.
         tokens = alphabet + [a + END_OF_WORD for a in alphabet]
+        room = max(vocab_size - len(tokens) - 2, 0)
+        merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned[:room]]
         known = set(tokens)
         for a, b in merges:
             if a + b not in known:

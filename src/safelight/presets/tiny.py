@@ -9,7 +9,7 @@ from safelight.models.unet import UNetConfig
 from safelight.presets.preset import Preset
 from safelight.presets.sd1 import SCHEDULE
 
-TINY_VOCAB = 900
+TINY_VOCAB = 928
 """Most tokens that its vocabulary may have; what it has is read from the trained one."""
 
 TINY = Preset(
@@ -21,9 +21,9 @@ TINY = Preset(
         transformer_depth=(0, 1, 1),
         heads=(2, 3, 5),
         context_width=128,
-        norm_groups=16,
+        norm_groups=8,
     ),
-    autoencoder=AutoencoderConfig(channels=(24, 48, 96), blocks_per_level=1, norm_groups=8),
+    autoencoder=AutoencoderConfig(channels=(16, 32, 64), blocks_per_level=1, norm_groups=4),
     text=ClipTextConfig(
         vocab_size=TINY_VOCAB,
         width=128,

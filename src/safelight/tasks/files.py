@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from safelight.checkpoints import write_folder
 from safelight.presets import PRESETS
 from safelight.tasks.loading import open_checkpoint, shipped
+from safelight.tasks.sources import PLAIN, Reading
 
 
 class KnownModel(BaseModel):
@@ -76,13 +77,13 @@ def known_models() -> list[KnownModel]:
     ]
 
 
-def describe(source: str) -> ModelCard:
+def describe(source: str, reading: Reading = PLAIN) -> ModelCard:
     """Look into a model without filling networks.
 
     Raises:
         ModelFileError: as `load`.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, reading)
     preset = checkpoint.preset
     parts = [
         PartCard(
@@ -104,11 +105,11 @@ def describe(source: str) -> ModelCard:
     )
 
 
-def convert_model(source: str, folder: Path) -> None:
+def convert_model(source: str, folder: Path, reading: Reading = PLAIN) -> None:
     """Write a model, of whatever layout, as a diffusers folder; tensors keep their dtype.
 
     Raises:
         ModelFileError: as `load`.
         OutputError: the folder holds something else than an earlier model, or could not be written.
     """
-    write_folder(folder, open_checkpoint(source))
+    write_folder(folder, open_checkpoint(source, reading))

@@ -13,9 +13,7 @@ WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 
 
 def hash_files(path: Path) -> str:
-    """Of a file, the SHA-256 of its bytes, which other tools show too; of a folder, over names and hashes
-    within it.
-    """
+    """Of a file, the SHA-256 of its bytes, as other tools show it; of a folder, over its names and hashes."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -26,7 +24,7 @@ def hash_files(path: Path) -> str:
 
 
 def hash_parts(parts: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """Of networks in memory: over name, dtype, shape and bytes of every tensor, in the order of their names."""
+    """Of networks in memory: over name, dtype, shape and bytes of every tensor, in order of their names."""
     digest = hashlib.sha256()
     for part in sorted(parts):
         for key, tensor in sorted(parts[part].items()):

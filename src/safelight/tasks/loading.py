@@ -14,8 +14,9 @@ from safelight.errors import ModelFileError, RequestError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import ClipText
 from safelight.models.unet import UNet
-from safelight.presets import PRESETS, Preset
+from safelight.presets import PRESETS
 from safelight.tasks.model import Model
+from safelight.tasks.sources import PLAIN, Reading
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -27,19 +28,19 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     *,
-    preset: Preset | None = None,
+    preset: str | None = None,
     ema: bool = False,
+    tokenizer: Path | None = None,
+    revision: str = "main",
 ) -> Model:
     """Load a model.
 
     Args:
         source: the name of a shipped model ("tiny"; write "./tiny" for a folder of that name), a folder in
-        the diffusers
-            layout, a single .safetensors or .ckpt file, or a hub id ("owner/name").
+            the diffusers layout, a single .safetensors or .ckpt file, or a hub id ("owner/name").
         device: where to compute; None: CUDA if there is one, else the CPU.
         dtype: in which the networks run; None: float32 on the CPU, elsewhere that of the weights.
-        preset: what the file is, where that cannot be told from its keys.
-        ema: take the averaged weights of a training checkpoint.
+        preset, ema, tokenizer, revision: the fields of `Reading`.
 
     Raises:
         ModelFileError: no such model, or its weights are damaged, incomplete or of no known family.
@@ -47,14 +48,11 @@ def load(
     """
     target = choose_device(device)
     wanted = None if dtype is None else _dtype(dtype)
-    checkpoint = open_checkpoint(source, preset=preset, ema=ema)
+    checkpoint = open_checkpoint(source, Reading(preset, ema, tokenizer, revision))
+    words = checkpoint.words()
     if wanted is None:
         stored = next(iter(checkpoint.parts["unet"].values())).dtype
         wanted = torch.float32 if target.type == "cpu" else stored
-    if checkpoint.tokenizer is None:
-        raise ModelFileError(
-            f"{source} has no tokenizer: give a folder with tokenizer/vocab.json and merges.txt"
-        )
     kind, config = checkpoint.parts, checkpoint.preset
     local = Path(source).exists() and str(source) not in shipped()
     return Model(
@@ -62,28 +60,34 @@ def load(
         fill(UNet, config.unet, kind["unet"], target, wanted),
         fill(Autoencoder, config.autoencoder, kind["autoencoder"], target, wanted),
         fill(ClipText, config.text, kind["text"], target, wanted),
-        checkpoint.tokenizer,
+        words,
         name=Path(source).absolute().name if local else str(source),
         local=local,
         weights=checkpoint.source,
     )
 
 
-def open_checkpoint(source: str | Path, *, preset: Preset | None = None, ema: bool = False) -> Checkpoint:
+def open_checkpoint(source: str | Path, reading: Reading = PLAIN) -> Checkpoint:
     """Read what `load` would load; tensors of safetensors stay in their file until they are used.
 
     Raises:
         ModelFileError: as `load`.
     """
     name = str(source)
-    if name in shipped():
-        return read(shipped()[name], preset=preset, ema=ema)
-    if name in PRESETS and not Path(source).exists():
+    if reading.preset is not None and reading.preset not in PRESETS:
+        raise RequestError(f"there is no preset {reading.preset!r}: the presets are {', '.join(PRESETS)}")
+    if name in PRESETS and name not in shipped() and not Path(source).exists():
         raise ModelFileError(
             f"the weights of {name!r} are not shipped: give the path of a {PRESETS[name].title} file or "
             f"folder, or a hub id; shipped are {', '.join(shipped())}"
         )
-    return read(source, preset=preset, ema=ema)
+    return read(
+        shipped().get(name, source),
+        preset=None if reading.preset is None else PRESETS[reading.preset],
+        ema=reading.ema,
+        revision=reading.revision,
+        tokenizer=reading.tokenizer,
+    )
 
 
 def shipped() -> dict[str, Path]:
@@ -96,12 +100,11 @@ def shipped() -> dict[str, Path]:
 def fill(
     network: type[N], config: object, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> N:
-    """Build a network of a config around tensors. `tensors` is emptied on the way: what is cast or moved is
-    let go.
+    """Build a network of a config around tensors, one by one, so that what is cast or moved is let go at once.
 
     Args:
         network: a class of `safelight.models`, made from its config alone.
-        tensors: all of its parameters, under our names.
+        tensors: all of its parameters, under our names. It is empty afterwards.
     """
     with torch.device("meta"):  # no memory is taken for numbers that are about to be replaced
         module = network(config)

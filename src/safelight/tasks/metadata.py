@@ -1,10 +1,7 @@
-"""What a picture knows about itself: the request that made it, in words that other tools read and in
-lossless JSON.
+"""What a picture knows about itself: the request that made it, in words for other tools and in lossless JSON.
 
-Two PNG text chunks are written: `parameters`, the text of AUTOMATIC1111's web UI that most galleries and
-readers
-understand, and `safelight`, a `Record`, from which the same bytes can be made again. This module does not
-import torch.
+Two PNG text chunks are written: `parameters`, the text of AUTOMATIC1111's web UI that most galleries read,
+and `safelight`, a `Record`, from which the same bytes can be made again. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -53,9 +50,7 @@ class ModelIdentity(BaseModel):
 
 
 class Record(BaseModel):
-    """One picture's whole story. `request` is resolved (no None that the model would fill in) and of batch
-    1.
-    """
+    """One picture's whole story. `request` is resolved (nothing is left to the model) and of batch 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,9 +85,7 @@ class Record(BaseModel):
 
 
 def infotext(request: Request, model: ModelIdentity) -> str:
-    """The `parameters` text: prompt, negative prompt, and one last line of keys, of which `Steps` is the
-    first.
-    """
+    """The `parameters` text: prompt, negative prompt, and one last line of keys, which begins with `Steps`."""
     values: list[tuple[str, object]] = [
         ("Steps", request.steps),
         ("Sampler", _label(request.sampler, SAMPLER_LABELS)),
@@ -130,8 +123,7 @@ def read_record(picture: str | Path) -> Record:
     """The record of a picture that Safelight wrote.
 
     Raises:
-        RequestError: no such file, not a picture, without a record, or with one that this version cannot
-        read.
+        RequestError: no such file, not a picture, no record in it, or one that this version cannot read.
     """
     try:
         with Image.open(picture) as image:

@@ -7,6 +7,7 @@ Shapes: B batch, C latent channels, h w latent size, H W picture size in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +23,6 @@ from safelight.diffusion.guidance import classifier_free
 from safelight.diffusion.noise import Noise
 from safelight.diffusion.samplers import SAMPLERS, Step, finish, start
 from safelight.diffusion.schedule import Schedule
-from safelight.diffusion.sigmas import sigmas
 from safelight.errors import RequestError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import ClipText
@@ -33,13 +33,13 @@ from safelight.tasks import pictures
 from safelight.tasks.identity import hash_files, hash_parts
 from safelight.tasks.metadata import RECORD_CHUNK, TEXT_CHUNK, ModelIdentity, Record, infotext
 from safelight.tasks.requests import ImageToImage, Request, TextToImage
-from safelight.tasks.resolve import needed, resolve, steps_to_take
+from safelight.tasks.resolve import needed, noise_levels, resolve
+
+__all__ = ["Model", "Step", "Watch"]
 
 R = TypeVar("R", bound=Request)
 Watch = Callable[[Step], None]
-"""Called after every step, for progress and previews. To stop early, raise from it, or use `Model.steps` and
-break.
-"""
+"""Called after every step, for progress and previews. To stop early, raise, or use `Model.steps` and break."""
 
 
 class Model:
@@ -84,9 +84,7 @@ class Model:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Name and hash of the weights, which every picture records. The first use reads the weights file
-        once more.
-        """
+        """Name and hash of the weights, which every picture records. The first use reads the files once more."""
         return ModelIdentity(
             name=self._name,
             local=self._local,
@@ -188,11 +186,12 @@ class Model:
         """
         request = self.resolve(request)
         x = None
-        for step in self.steps(request):
-            if watch is not None:
-                watch(step)
-            x = step.x
-        images = self.decode(finish(needed(x), self._sigmas(request)))
+        with _enough_memory():
+            for step in self.steps(request):
+                if watch is not None:
+                    watch(step)
+                x = step.x
+            images = self.decode(finish(needed(x), noise_levels(request, self.schedule)))
         for k, image in enumerate(images):
             alone = request.changed(seed=needed(request.seed) + k, batch=1)
             image.info[TEXT_CHUNK] = infotext(alone, self.identity)
@@ -213,11 +212,19 @@ class Model:
                 width=_on_grid(image.width, factor) if request.width is None else request.width,
                 height=_on_grid(image.height, factor) if request.height is None else request.height,
             )
-        return resolve(request, self.preset)
+        resolved = resolve(request, self.preset)
+        noise_levels(
+            resolved, self.schedule
+        )  # what is wrong with the steps is said here and not when they begin
+        return resolved
 
-    def steps_to_take(self, request: Request) -> int:
+    def unread(self, text: str) -> int:
+        """How many tokens at the end of a prompt the model will not see."""
+        return max(len(self.tokenizer.words(text)) - (self.tokenizer.length - 2), 0)
+
+    def count_steps(self, request: Request) -> int:
         """How many steps `steps` will yield for a resolved request."""
-        return steps_to_take(request)
+        return len(noise_levels(request, self.schedule)) - 1
 
     # -- the one way
 
@@ -225,8 +232,7 @@ class Model:
         """The sampler's steps of any request; `break` to stop early.
 
         Yields:
-            Steps with x and denoised (B, C, h, w), float32, on the model's device; `preview` makes pictures
-            of them.
+            Steps with x and denoised (B, C, h, w), float32, on the model's device; see `preview`.
 
         Raises:
             RequestError: the request cannot be answered by this model, or a step is not finite.
@@ -234,7 +240,7 @@ class Model:
         request = self.resolve(request)
         with torch.inference_mode():
             denoise = self._denoise(request)
-            levels = self._sigmas(request)
+            levels = noise_levels(request, self.schedule)
             seeds = [needed(request.seed) + k for k in range(request.batch)]
             noise = Noise(seeds, self._latent_shape(request))
             x = self._first(request, noise().to(self.device), levels)
@@ -248,9 +254,7 @@ class Model:
             yield step
 
     def _denoise(self, request: Request) -> Denoise:
-        """The network under guidance, told of the prompt; without guidance the negative prompt is not even
-        encoded.
-        """
+        """The network told of the prompt, under guidance; without it the negative prompt is not even encoded."""
         denoiser = Denoiser(self.unet, self.schedule, self.preset.prediction, self.dtype)
         cond = repeat(encode_prompts(self.tokenizer, self.text, [request.prompt]), request.batch)
         scale = needed(request.guidance)
@@ -261,23 +265,15 @@ class Model:
             )
         return classifier_free(denoiser, cond, uncond, scale)
 
-    def _sigmas(self, request: Request) -> Tensor:
-        """The noise levels (n + 1,) of the steps that are taken, descending, on the CPU."""
-        sampler = SAMPLERS[needed(request.sampler)]
-        levels = sigmas(self.schedule, needed(request.steps), needed(request.spacing), sampler.ends_at)
-        return levels[len(levels) - 1 - steps_to_take(request) :]
-
     def _first(self, request: Request, noise: Tensor, levels: Tensor) -> Tensor:
-        """Where the walk starts (B, C, h, w): at noise, or at a picture under noise (Meng et al. 2021, alg.
-        1).
-        """
+        """Where the walk starts (B, C, h, w): at noise, or at a picture under noise (Meng et al. 2022)."""
         if not isinstance(request, ImageToImage):
             return start(noise, levels)
         image, _ = self._source(request)
         fitted = ImageOps.fit(
             image, (needed(request.width), needed(request.height)), Image.Resampling.LANCZOS
         )
-        return self.encode(fitted) + levels[0].item() * noise
+        return self.encode(fitted) + noise * float(levels[0])
 
     def _latent_shape(self, request: Request) -> tuple[int, int, int]:
         """(C, h, w)."""
@@ -309,14 +305,13 @@ class Model:
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> list[Image.Image]:
-        """Scaled latents (B, C, h, w) -> B pictures, decoded one by one, so that memory does not grow with
-        the batch.
+        """Scaled latents (B, C, h, w) -> B pictures, decoded one by one: memory does not grow with the batch.
 
         Raises:
             RequestError: the pixels are not finite numbers.
         """
         z = (latent / self.preset.latent_scale).to(self.device, self.dtype)
-        return [pictures.to_images(self.autoencoder.decode(one))[0] for one in z.split(1)]
+        return [pictures.to_images(self.autoencoder.decode(one))[0] for one in torch.split(z, 1)]
 
     def preview(self, step: Step) -> list[Image.Image]:
         """What the pictures look like at a step: what the network believes is under the noise."""
@@ -335,6 +330,21 @@ class Model:
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         networks = {"unet": self.unet, "autoencoder": self.autoencoder, "text": self.text}
         return {name: dict(network.state_dict()) for name, network in networks.items()}
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Say that memory was short, which is the request's size and no fault of ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        # On the CPU it is a plain RuntimeError, known only by its words.
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise RequestError(
+                "there is not enough memory for this request: ask for a smaller size, a smaller batch, "
+                "or --dtype bfloat16"
+            ) from error
+        raise
 
 
 def _on_grid(size: int, factor: int) -> int:

@@ -1,10 +1,9 @@
 """What a user may ask for. Each request is one definition with four faces: command-line flags, the HTTP
-schema, the web form and the metadata of the picture. Descriptions, ranges and defaults stand on the
-fields and nowhere else.
+schema, the web form and the metadata of the picture. Descriptions, ranges and defaults stand on the fields
+and nowhere else.
 
 A field that is None means "as the model likes it best"; the model fills it in (`Model.resolve`) and records
-it.
-This module does not import torch.
+it. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -112,9 +111,7 @@ class TextToImage(Request):
 
 
 class ImageToImage(Request):
-    """Draw over a picture: the sampler starts from the picture with noise, not from noise alone (SDEdit,
-    Meng 2021).
-    """
+    """Draw over a picture: the sampler starts from it under noise, not from noise alone (SDEdit, Meng 2022)."""
 
     task: ClassVar[str] = "img2img"
 

@@ -1,14 +1,15 @@
-"""From what the user asked to what will be done: every None filled in by the model's preset, every name and
-size checked.
-"""
+"""From what was asked to what will be done: every None filled in by the preset, every name and size checked."""
 
 from __future__ import annotations
 
 import secrets
 from typing import TypeVar
 
+from torch import Tensor
+
 from safelight.diffusion.samplers import SAMPLERS
-from safelight.diffusion.sigmas import SPACINGS
+from safelight.diffusion.schedule import Schedule
+from safelight.diffusion.sigmas import SPACINGS, sigmas, tail
 from safelight.errors import RequestError
 from safelight.presets import Preset
 from safelight.tasks.requests import MAX_PIXELS, MAX_SEED, ImageToImage, Request
@@ -24,16 +25,14 @@ def resolve(request: R, preset: Preset) -> R:
     """The same request with nothing left open, for a model of this preset.
 
     Raises:
-        RequestError: an unknown sampler or spacing, a size that the autoencoder cannot make, too many steps
-        or pixels.
+        RequestError: an unknown sampler or spacing, a size that the autoencoder cannot make, too many pixels.
     """
     sampler = preset.sampler if request.sampler is None else request.sampler
     if sampler not in SAMPLERS:
         raise RequestError(f"there is no sampler {sampler!r}: the samplers are {', '.join(sorted(SAMPLERS))}")
     spacing = request.spacing
     if spacing is None:
-        own = SAMPLERS[sampler].spacing
-        spacing = preset.spacing if sampler == preset.sampler or own is None else own
+        spacing = preset.spacing if sampler == preset.sampler else SAMPLERS[sampler].spacing
     if spacing not in SPACINGS:
         raise RequestError(
             f"there is no schedule {spacing!r}: the schedules are {', '.join(sorted(SPACINGS))}"
@@ -55,7 +54,6 @@ def resolve(request: R, preset: Preset) -> R:
         width=width,
         height=height,
     )
-    _check_steps(resolved, preset)
     if needed(resolved.seed) + resolved.batch - 1 > MAX_SEED:
         raise RequestError(
             f"seed {resolved.seed} is too large for {resolved.batch} pictures: use a smaller one"
@@ -70,24 +68,15 @@ def needed(value: T | None) -> T:
     return value
 
 
-def steps_to_take(request: Request) -> int:
-    """How many of the resolved request's steps are taken: img2img begins part of the way down."""
-    steps = needed(request.steps)
-    # Of 10 steps a strength of 0.3 is 3; in binary it is a hair less, hence the hair more.
-    return int(steps * request.strength + 1e-9) if isinstance(request, ImageToImage) else steps
+def noise_levels(request: Request, schedule: Schedule) -> Tensor:
+    """The sigmas (n + 1,) of the n steps that a resolved request takes, descending, on the CPU.
 
-
-def _check_steps(request: Request, preset: Preset) -> None:
-    if needed(request.steps) > preset.schedule.steps:
-        raise RequestError(
-            f"steps {request.steps} is more than the model's schedule has: use {preset.schedule.steps} or fewer"
-        )
-    if isinstance(request, ImageToImage) and steps_to_take(request) < 1:
-        fewest = -(-1 // request.strength)
-        raise RequestError(
-            f"strength {request.strength} of {request.steps} steps is not one whole step: "
-            f"use steps {int(fewest)} or more, or more strength"
-        )
+    Raises:
+        RequestError: the spacing has no so many levels, or the strength leaves no step.
+    """
+    sampler = SAMPLERS[needed(request.sampler)]
+    levels = sigmas(schedule, needed(request.steps), needed(request.spacing), sampler.ends_at)
+    return tail(levels, request.strength) if isinstance(request, ImageToImage) else levels
 
 
 def _side(name: str, size: int, factor: int) -> int:

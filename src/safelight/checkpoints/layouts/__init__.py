@@ -1,1 +1,1 @@
-"""Namings of the same weights: one module per family of files, each a program that makes pairs from a config."""
+"""Namings of the same weights: one module per family of files, each makes its pairs from a config."""

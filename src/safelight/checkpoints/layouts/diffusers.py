@@ -1,4 +1,4 @@
-"""UNet and autoencoder as diffusers names them. Our names are the same, so that only old and odd writings differ."""
+"""UNet and autoencoder as diffusers names them. Our names are the same; only old and odd writings differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def unet(config: UNetConfig) -> tuple[Pair, ...]:
 
 
 def _projection(name: str, shape: tuple[int, ...]) -> Op:
-    """The transformers' ways in and out are matrices, written with the rank that the config says, read with either."""
+    """The transformers' ways in and out are matrices: written with the config's rank, read with either."""
     return Op(rank=len(shape)) if name.endswith((".proj_in.weight", ".proj_out.weight")) else SAME
 
 
@@ -43,7 +43,9 @@ def _attention(name: str, old_names: bool) -> Pair:
 
 def autoencoder_layout(config: AutoencoderConfig, *, old_names: bool = False) -> Layout:
     """The layout of a `vae` file."""
-    return Layout({"autoencoder": autoencoder(config, old_names=old_names)}, {"autoencoder": shapes_of(config)})
+    return Layout(
+        {"autoencoder": autoencoder(config, old_names=old_names)}, {"autoencoder": shapes_of(config)}
+    )
 
 
 def has_old_names(keys: Collection[str]) -> bool:

@@ -1,7 +1,7 @@
 """The original single file (CompVis latent-diffusion and Stable Diffusion 1.x): all parts in one state dict.
 
-Names are made from the config by what the original constructors do: the UNet counts its blocks through all levels
-(`input_blocks.0` is the first convolution), the decoder counts its levels from the finest.
+Names are made from the config by what the original constructors do: the UNet counts its blocks through all
+levels (`input_blocks.0` is the first convolution), the decoder counts its levels from the finest.
 """
 
 from __future__ import annotations
@@ -19,10 +19,17 @@ UNET, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_
 EMA = "model_ema."
 
 SCHEDULE_BUFFERS = (
-    "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod"
-    " log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance"
-    " posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 lvlb_weights"
-).split()
+    *(
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+    ),
+    *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
+    *("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
+    "lvlb_weights",
+)
 
 DROPS = (
     *(Drop(name, "a table computed from the noise schedule") for name in SCHEDULE_BUFFERS),
@@ -93,7 +100,7 @@ def unet(config: UNetConfig, *, ema: bool = False) -> tuple[Pair, ...]:
 
 
 def ema_name(name: str) -> str:
-    """The twin of `model.diffusion_model.a.b` is `model_ema.diffusion_modelab`: buffers must have no dots in them."""
+    """The twin of `model.diffusion_model.a.b` is `model_ema.diffusion_modelab`: buffers have no dots."""
     return EMA + name.removeprefix("model.").replace(".", "")
 
 
@@ -110,7 +117,11 @@ def unet_name(ours: str, config: UNetConfig) -> str:
         if kind == "upsamplers":
             attends = config.transformer_depth[len(config.channels) - 1 - level] > 0
             return f"output_blocks.{level * stride + stride - 1}.{2 if attends else 1}.{rest}"
-        place = f"input_blocks.{1 + level * stride + index}" if side == "down" else f"output_blocks.{level * stride + index}"
+        place = (
+            f"input_blocks.{1 + level * stride + index}"
+            if side == "down"
+            else f"output_blocks.{level * stride + index}"
+        )
         return f"{place}.{0 if kind == 'resnets' else 1}.{rest}"
     return _renamed(ours, _UNET_ENDS)
 
@@ -134,7 +145,9 @@ def autoencoder_name(ours: str, config: AutoencoderConfig) -> str:
         way, level, kind, index = found[1], int(found[2]), found[3], found[4]
         number = level if way == "down" else len(config.channels) - 1 - level
         if kind == "resnets":
-            return f"{side}.{way}.{number}.block.{index}.{_renamed(found[5], {'conv_shortcut': 'nin_shortcut'})}"
+            return (
+                f"{side}.{way}.{number}.block.{index}.{_renamed(found[5], {'conv_shortcut': 'nin_shortcut'})}"
+            )
         return f"{side}.{way}.{number}.{way}sample.{found[5]}"
     if found := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", rest):
         kind = "block" if found[1] == "resnets" else "attn"

@@ -1,6 +1,7 @@
 """CLIP's text tower as transformers names it. Our names are these without the leading `text_model.`.
 
-Files of transformers up to 4 carry that prefix; some tools write without it. Both are read, the former is written.
+Files of transformers up to 4 carry that prefix; some tools write without it. Both are read, the former is
+written.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from safelight.training.pictures import Pictures, pixels
 from safelight.training.recipes.settings import AutoencoderSettings
 
 PICTURES_FOR_SCALE = 256
+START_LOGVAR = -6.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class AutoencoderRecipe:
         self.settings, self.pictures, self.seed = settings, pictures, seed
         torch.manual_seed(seed)
         self.autoencoder = Autoencoder(config)
+        # Begin with latents that are hardly noisy: unit noise on small means would drown the picture at first.
+        with torch.no_grad():
+            self.autoencoder.quant_conv.bias[config.latent_channels :] = START_LOGVAR
         self.discriminator = PatchDiscriminator(settings.discriminator_width, settings.discriminator_layers)
         self.perceptual = _perceptual(settings.perceptual)
 
@@ -97,7 +101,8 @@ class AutoencoderRecipe:
         autoencoder = weights["autoencoder"]
         assert isinstance(autoencoder, Autoencoder)
         first = self.batch(0, min(PICTURES_FOR_SCALE, len(self.pictures)))
-        write_autoencoder(folder, autoencoder, latent_scale(autoencoder, first.pixels))
+        scale = latent_scale(autoencoder, first.pixels)
+        write_autoencoder(folder, autoencoder, scale, size=first.pixels.shape[-1])
 
 
 @torch.no_grad()

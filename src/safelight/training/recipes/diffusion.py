@@ -12,8 +12,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from safelight.checkpoints.components import read_autoencoder, read_clip, write_model
-from safelight.checkpoints.files import write_safetensors
+from safelight.checkpoints import Checkpoint, write_folder
+from safelight.checkpoints.components import read_autoencoder, read_clip
+from safelight.checkpoints.writing import write_tensors
 from safelight.diffusion.denoiser import Denoiser
 from safelight.diffusion.schedule import Schedule
 from safelight.diffusion.weighting import min_snr
@@ -48,7 +49,7 @@ class DiffusionRecipe:
         self, settings: DiffusionSettings, pictures: Pictures, preset: Preset, *, cache: Path, seed: int
     ) -> None:
         self.settings, self.pictures, self.seed = settings, pictures, seed
-        clip, self.tokenizer = read_clip(settings.clip)
+        clip, self.tokenizer = read_clip(settings.text_encoder)
         self.text = clip.text_model.eval().requires_grad_(False)
         self.autoencoder, scale = read_autoencoder(settings.autoencoder)
         self.autoencoder.eval().requires_grad_(False)
@@ -104,7 +105,9 @@ class DiffusionRecipe:
         """A whole model in the diffusers layout."""
         unet = weights["unet"]
         assert isinstance(unet, UNet)
-        write_model(folder, self.preset, unet, self.autoencoder, self.text, self.tokenizer)
+        networks = {"unet": unet, "autoencoder": self.autoencoder, "text": self.text}
+        parts = {name: dict(network.state_dict()) for name, network in networks.items()}
+        write_folder(folder, Checkpoint(self.preset, parts, self.tokenizer))
 
 
 def _check_fit(preset: Preset, text_width: int, latent_channels: int) -> None:
@@ -141,5 +144,5 @@ def cached_moments(pictures: Pictures, autoencoder: Autoencoder, cache: Path) ->
         moments.append(torch.cat([mean, torch.exp(0.5 * logvar)], dim=1).half())
     whole = torch.cat(moments)
     cache.mkdir(parents=True, exist_ok=True)
-    write_safetensors(path, {"moments": whole})
+    write_tensors(path, {"moments": whole})
     return whole

@@ -1,4 +1,7 @@
-"""Recipe: the classifier that measures models trained on scenes. It learns from the facts of scenes, not from words."""
+"""Recipe: the classifier that measures models trained on scenes. It learns from facts of scenes, never words.
+
+Shapes: B batch, S side of the picture in pixels, N objects in all pictures of the batch together.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.checkpoints.writing import staged_folder, write_json, write_tensors
+from safelight.errors import TrainingError
 from safelight.models.judge import Judge, JudgeConfig
 from safelight.training.data import batch_indices
 from safelight.training.loop import Turn
 from safelight.training.pictures import pixels
-from safelight.training.scenes import GROUNDS, LAYOUTS, NAMES, Scenes, labels
+from safelight.training.scenes import GROUNDS, LAYOUTS, NAMES, Scenes, labels, render
 
 CONFIG, WEIGHTS = "judge.json", "judge.safetensors"
 
@@ -32,43 +37,68 @@ class JudgeBatch:
     """(B,) index."""
     layouts: Tensor
     """(B,) index."""
+    spots: Tensor
+    """(N, 4) int64: picture, object, row and column of the cell of the judge's map where its centre is."""
 
 
 class JudgeRecipe:
-    """The classifier, from nothing, on scenes of both splits: it must know what the model has not seen."""
+    """The classifier, from nothing, on scenes of both splits: it must know what the model has not seen.
+
+    Raises TrainingError when the size of the scenes is not a multiple of the pixels of a cell.
+    """
 
     def __init__(self, scenes: Scenes, *, seed: int) -> None:
         self.scenes, self.seed = scenes, seed
         torch.manual_seed(seed)
-        self.judge = Judge(JudgeConfig(len(NAMES), len(GROUNDS), len(LAYOUTS), image_size=scenes.size))
+        config = JudgeConfig(len(NAMES), len(GROUNDS), len(LAYOUTS), image_size=scenes.size)
+        if scenes.size % config.factor:
+            raise TrainingError(f"size {scenes.size} cannot be judged: give a multiple of {config.factor}")
+        self.judge = Judge(config)
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
         return {"judge": self.judge}
 
     def batch(self, index: int, size: int) -> JudgeBatch:
-        chosen = batch_indices(index, size, len(self.scenes), self.seed)
-        facts = [labels(self.scenes.scene(i).facts) for i in chosen]
+        scenes = [self.scenes.scene(i) for i in batch_indices(index, size, len(self.scenes), self.seed)]
+        facts = [labels(scene.facts) for scene in scenes]
         objects = torch.zeros(size, len(NAMES))
-        for row, fact in enumerate(facts):
+        spots = []
+        cells = self.scenes.size // self.judge.config.factor
+        for row, (scene, fact) in enumerate(zip(scenes, facts, strict=True)):
             objects[row, list(fact.objects)] = 1
+            for name, place in zip(scene.facts.objects, scene.placements, strict=True):
+                spots.append((row, NAMES.index(name), int(place.y / 64 * cells), int(place.x / 64 * cells)))
         return JudgeBatch(
-            pixels([self.scenes[i][0] for i in chosen]),
+            pixels([torch.from_numpy(np.array(render(scene))).permute(2, 0, 1) for scene in scenes]),
             objects,
             torch.tensor([fact.ground for fact in facts]),
             torch.tensor([fact.position for fact in facts]),
+            torch.tensor(spots),
         )
 
     def turns(self, batch: JudgeBatch, generator: torch.Generator, images_seen: int) -> Iterator[Turn]:
         verdict = self.judge(blemish(batch.pixels, generator))
-        objects = F.binary_cross_entropy_with_logits(verdict.objects, batch.objects, reduction="none").sum(1).mean()
+        whether = F.binary_cross_entropy_with_logits(verdict.objects, batch.objects, reduction="none")
+        # Which object is where it is: a far quicker teacher than whether it is anywhere at all, which only
+        # ever moves the one position that spoke loudest.
+        picture, name, row, column = batch.spots.unbind(1)
+        what = F.cross_entropy(verdict.map[picture, :, row, column].float(), name)
         grounds = F.cross_entropy(verdict.grounds, batch.grounds)
         layouts = F.cross_entropy(verdict.layouts, batch.layouts)
-        loss = objects + grounds + layouts
-        found = verdict.objects.gt(0).float().eq(batch.objects).all(1).float().mean()
-        ground = verdict.grounds.argmax(1).eq(batch.grounds).float().mean()
-        layout = verdict.layouts.argmax(1).eq(batch.layouts).float().mean()
-        yield Turn("judge", loss, {"loss": loss.detach(), "objects": found, "grounds": ground, "layouts": layout})
+        loss = whether.sum(1).mean() + what + grounds + layouts
+        with torch.no_grad():
+            there = batch.objects.bool()
+            lowest = verdict.objects.masked_fill(~there, torch.inf).amin(1)
+            log = {
+                "loss": loss.detach(),
+                "what": what.detach(),
+                # as evaluation asks: those that are there score above all that are not
+                "objects": lowest.gt(verdict.objects.masked_fill(there, -torch.inf).amax(1)).float().mean(),
+                "grounds": verdict.grounds.argmax(1).eq(batch.grounds).float().mean(),
+                "layouts": verdict.layouts.argmax(1).eq(batch.layouts).float().mean(),
+            }
+        yield Turn("judge", loss, log)
 
     def state_dict(self) -> dict[str, float]:
         return {}
@@ -86,7 +116,7 @@ class JudgeRecipe:
 
 
 def blemish(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Softness, noise and a shift of brightness such as decoded latents have: (B, 3, S, S) -> (B, 3, S, S)."""
+    """Softness, noise and a shift of brightness, as decoded latents have: (B, 3, S, S) -> (B, 3, S, S)."""
     count = len(x)
 
     def uniform() -> Tensor:

@@ -35,7 +35,7 @@ class ClipSettings:
 
     preset: str = "tiny"
     """Whose text tower and image tower to build."""
-    vocabulary: int = 900
+    vocabulary: int = 1024
     """Most tokens of the vocabulary that is learned from the captions."""
 
 
@@ -70,7 +70,7 @@ class AutoencoderSettings:
 class DiffusionSettings:
     """Training of the UNet in latent space (Ho et al. 2020; Rombach et al. 2022, eq. 3)."""
 
-    clip: Path
+    text_encoder: Path
     """A folder from `train clip`: its text tower, frozen, reads the captions."""
     autoencoder: Path
     """A folder from `train autoencoder`, frozen."""

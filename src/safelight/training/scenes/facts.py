@@ -33,7 +33,8 @@ Place = Literal[
 Layout = Literal[
     "left", "right", "top", "bottom", "middle", "side by side", "stacked", "overlapping", "three in a row"
 ]
-Split = Literal["train", "held_out"]
+Split = Literal["train", "held_out", "all"]
+"""Scenes without any held-out combination, only those with one, or both as they come (for the judge)."""
 
 GROUNDS: dict[Ground, tuple[int, int, int]] = {  # RGB, 0..255
     "red": (192, 32, 48),
@@ -169,6 +170,8 @@ def is_held_out(facts: Facts) -> bool:
 
 
 def _belongs(facts: Facts, split: Split) -> bool:
+    if split == "all":
+        return True
     if split == "train":
         return not is_held_out(facts)
     if len(facts.objects) == 2:  # the pair itself must be new: a new ground alone would test less

@@ -2,7 +2,7 @@
 
 A name is the character's Unicode name in lower case. Some objects also answer to a shorter word ("dog face"
 is a "dog"). The pictures are glyphs of Noto Color Emoji (SIL Open Font License 1.1, see LICENSE-OFL.txt
-beside this file), rendered once by `scripts/build_glyphs.py` into `glyphs.webp`: no font is needed at run time.
+beside this file), rendered once by `scripts/build_glyphs.py` into `glyphs.webp`: no font at run time.
 """
 
 from __future__ import annotations

@@ -1,0 +1,44 @@
+"""What reading a model gives, whatever file it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from safelight.checkpoints.keys import Dropped
+from safelight.errors import ModelFileError
+from safelight.models.tokenizer import ClipTokenizer
+from safelight.presets import Preset
+
+PARTS = ("unet", "autoencoder", "text")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights by our names, and what they are the weights of."""
+
+    preset: Preset
+    parts: dict[str, dict[str, Tensor]]
+    """By part ("unet", "autoencoder", "text") and name; views of the mapped file, in the file's dtype."""
+    tokenizer: ClipTokenizer | None = None
+    """None: the file has no vocabulary, and none was found on this machine."""
+    source: Path | None = None
+    """The file or folder that was read."""
+    dropped: tuple[Dropped, ...] = ()
+    """(key, why) of what was in the file and is of no use."""
+
+    def words(self) -> ClipTokenizer:
+        """The tokenizer, which a model needs as soon as it is told anything.
+
+        Raises:
+            ModelFileError: there is none.
+        """
+        if self.tokenizer is None:
+            raise ModelFileError(
+                f"{'the model' if self.source is None else self.source} holds no vocabulary, and CLIP's "
+                f"is not in the "
+                "local hub cache; give a folder with vocab.json and merges.txt by --tokenizer"
+            )
+        return self.tokenizer

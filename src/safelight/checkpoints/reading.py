@@ -1,0 +1,70 @@
+"""One door for every source: a folder, a single file, a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safelight.checkpoints import hub
+from safelight.checkpoints.checkpoint import Checkpoint
+from safelight.checkpoints.detect import detect, original_layout
+from safelight.checkpoints.files import read_tensors
+from safelight.checkpoints.folder import read_folder
+from safelight.checkpoints.layouts import ldm
+from safelight.checkpoints.vocabulary import cached_tokenizer, read_tokenizer
+from safelight.errors import ModelFileError
+from safelight.presets import Preset
+
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def read(
+    source: str | Path,
+    *,
+    preset: Preset | None = None,
+    ema: bool = False,
+    revision: str = "main",
+    tokenizer: Path | None = None,
+) -> Checkpoint:
+    """Read a model; its tensors are views of the mapped files and take no memory until they are used.
+
+    Args:
+        source: a folder in diffusers' layout, a single file in the original one (.safetensors, .ckpt, .pt),
+            or a hub id "owner/name".
+        preset: which member it is; None: told by exact keys and shapes, or by the folder's own configs.
+        ema: take the running average that original training checkpoints carry beside the weights.
+        revision: of a hub repository: branch, tag or commit.
+        tokenizer: a folder with vocab.json and merges.txt, for files that have none; it goes before the
+            source's own.
+
+    Raises:
+        ModelFileError: there is no such source, or it is damaged, incomplete, of no known family, or tries
+            to run code.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _read_file(path, preset, ema, tokenizer)
+    if path.is_dir():
+        folder = path
+    elif hub.is_hub_id(str(source)) and path.suffix not in FILE_ENDINGS:
+        folder = hub.download(str(source), revision)
+    elif path.suffix in FILE_ENDINGS:
+        raise ModelFileError(f"{source} is missing; check the path")
+    else:
+        raise ModelFileError(
+            f"{source} does not exist; give a model's folder, a .safetensors or .ckpt file, or a hub id "
+            f"(owner/name)"
+        )
+    if ema:
+        raise ModelFileError(f"{source} is a folder, which holds one set of weights; leave out --ema")
+    return read_folder(folder, preset, tokenizer)
+
+
+def _read_file(path: Path, preset: Preset | None, ema: bool, tokenizer: Path | None) -> Checkpoint:
+    """A single file in the original layout."""
+    tensors = read_tensors(path)
+    if ema and not any(key.startswith(ldm.EMA) for key in tensors):
+        raise ModelFileError(f"{path} has no running average ({ldm.EMA}*); leave out --ema")
+    chosen = detect(tensors, str(path), ema=ema) if preset is None else preset
+    parts, dropped = original_layout(chosen, tensors, ema=ema).load(tensors, str(path))
+    words = cached_tokenizer(chosen.text) if tokenizer is None else read_tokenizer(tokenizer, chosen.text)
+    return Checkpoint(chosen, parts, words, path, tuple(dropped))

@@ -1,0 +1,58 @@
+"""What the training loop asks of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One optimizer's turn within a step: the loss that trains one part."""
+
+    part: str
+    """Key of `Recipe.parts`. Only this part's parameters get gradients from the loss."""
+    loss: Tensor
+    """Scalar."""
+    log: Mapping[str, Tensor | float]
+    """Numbers for the curves."""
+
+
+class Recipe(Protocol[B]):
+    """What is trained and by which losses."""
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """What is trained: each has its own AdamW and its own average. The loop moves them to the device."""
+        ...
+
+    def batch(self, index: int, size: int) -> B:
+        """Batch `index` (from 0, endlessly) of `size` images: a function of the two, called from threads."""
+        ...
+
+    def turns(self, batch: B, generator: torch.Generator, images_seen: int) -> Iterator[Turn]:
+        """The losses of one batch. Each is differentiated, and its part moved, before the next is asked for.
+
+        Args:
+            batch: its tensors are on the device of the parts.
+            generator: a CPU generator, the only source of random numbers.
+            images_seen: before this batch.
+        """
+        ...
+
+    def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
+        """Write the usable result into a folder that is not there yet; `weights` are averages if kept."""
+        ...
+
+    def state_dict(self) -> dict[str, float]:
+        """Numbers of its own that a resumed run needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None: ...
