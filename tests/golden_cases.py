@@ -1,7 +1,7 @@
 """Recorded numbers of the original code: their arrays, and the rule that all their weights follow.
 
-A case is a folder under `golden/`: `data.npz` (inputs and outputs), `meta.json` (what made them) and, for modules,
-`state_dict_keys.json.gz` (their keys with shape and dtype). Weights are not stored: see `weight`.
+A case is a folder under `golden/`: `data.npz` (inputs and outputs), `meta.json` (what made them) and, for
+modules, `state_dict_keys.json.gz` (their keys with shape and dtype). Weights are not stored: see `weight`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def golden(case: str) -> dict[str, Tensor]:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def meta(case: str) -> dict[str, Any]:
-    """How a recorded case was made."""
-    return json.loads((GOLDEN / case / "meta.json").read_text("utf-8"))  # type: ignore[no-any-return]  # json
+def meta(case: str, name: str = "meta") -> dict[str, Any]:
+    """How a recorded case was made, or another of its JSON files."""
+    return json.loads((GOLDEN / case / f"{name}.json").read_text("utf-8"))  # type: ignore[no-any-return]  # json
 
 
 def zipped(name: str) -> Any:
@@ -69,6 +69,7 @@ def weights(case: str, *, within: str = "", before: str = "") -> dict[str, Tenso
 def off(actual: Tensor, expected: Tensor) -> float:
     """The largest error, relative to the largest expected value."""
     assert actual.shape == expected.shape, f"{tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    actual, expected = actual.detach(), expected.detach()
     error = (actual.double() - expected.double()).abs().max()
     return float(error / expected.double().abs().max())
 

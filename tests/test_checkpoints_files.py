@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_cases import HERE
 from safetensors.torch import load_file, save_file
 
+from checkpoint_cases import HERE
 from safelight.checkpoints.files import read_json, read_sharded, read_tensors
 from safelight.errors import ModelFileError
 
@@ -103,11 +103,11 @@ def test_a_safetensors_file_of_any_name_is_read_and_agrees_with_the_library(tmp_
 
 def refused(path: Path) -> str:
     """The one line of the error, which comes in under a second and names the file."""
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFileError) as caught:
         read_tensors(path)
     line = str(caught.value)
-    assert time.perf_counter() - start < 3  # generous: the machine may be busy
+    assert time.process_time() - start < 1
     assert str(path) in line
     assert "\n" not in line and len(line) < 600, line
     return line
@@ -153,7 +153,7 @@ def test_flipped_bytes_give_tensors_or_one_typed_error(tmp_path: Path, name: str
         try:
             tensors = read_tensors(path)
         except ModelFileError as error:
-            assert str(path) in str(error)  # noqa: PT017  (either outcome is right)
+            assert str(path) in str(error)
         else:
             assert all(isinstance(t, torch.Tensor) for t in tensors.values())
 
@@ -344,7 +344,7 @@ def test_reading_200_mb_takes_no_memory_of_its_own(tmp_path: Path, ending: str) 
             torch.save(content, tmp_path / (name + ending), _use_new_zipfile_serialization=ending == ".ckpt")
     paths = [str(tmp_path / (name + ending)) for name in ("small", "large")]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=True, timeout=900
     )
     loaded, used, total = map(float, done.stdout.split())
     assert total == 20 * 2_621_440

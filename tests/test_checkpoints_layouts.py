@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoint_cases import manifest, meta
 from torch import Tensor
 
+from checkpoint_cases import manifest, meta
 from safelight.checkpoints.detect import detect, original_layout
 from safelight.checkpoints.keys import CONV_1X1, LINEAR, Layout, Op, Pair, shapes_of
 from safelight.checkpoints.layouts import diffusers, ldm, transformers

@@ -76,11 +76,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
     "python 2's eval": (b"c__builtin__\neval\n" + text(PYTHON) + b"\x85R.", "__builtin__.eval"),
     "builtins.__import__": (call("builtins", "__import__", "antigravity"), "builtins.__import__"),
     "builtins.getattr": (
-        b"\x80\x04"
-        + stack_global("builtins", "getattr")
-        + stack_global("os", "path")
-        + text("x")
-        + b"\x86R.",
+        b"\x80\x04" + stack_global("builtins", "getattr") + stack_global("os", "path") + text("x") + b"\x86R.",
         "builtins.getattr",
     ),
     "importlib": (call("importlib", "import_module", "antigravity"), "importlib.import_module"),
@@ -108,13 +104,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
     "NEWOBJ": (b"\x80\x02cos\nsystem\n" + text(SHELL) + b"\x85\x81.", "os.system"),
     "NEWOBJ_EX": (b"\x80\x04" + stack_global("os", "system") + text(SHELL) + b"\x85}\x92.", "os.system"),
     "names through the memo": (
-        b"\x80\x04"
-        + text("os")
-        + b"\x94"
-        + text("system")
-        + b"\x940h\x00h\x01\x93"
-        + text(SHELL)
-        + b"\x85R.",
+        b"\x80\x04" + text("os") + b"\x94" + text("system") + b"\x940h\x00h\x01\x93" + text(SHELL) + b"\x85R.",
         "os.system",
     ),
     "a state for a class": (
@@ -228,9 +218,7 @@ def test_a_real_looking_checkpoint_with_one_bad_member_is_refused(
     assert not (tmp_path / CANARY).exists()
 
 
-def test_framework_objects_are_inert_even_with_evil_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_framework_objects_are_inert_even_with_evil_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stubbed package is never imported, so that a function of it is as harmless as a class."""
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile(tmp_path / "m.ckpt", "w") as archive:
@@ -264,9 +252,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("container", [as_zip, as_bare], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_bombs_are_typed_errors_at_once(
-    tmp_path: Path, bomb: str, container: Callable[[Path, bytes], None]
-) -> None:
+def test_bombs_are_typed_errors_at_once(tmp_path: Path, bomb: str, container: Callable[[Path, bytes], None]) -> None:
     path = tmp_path / "x.ckpt"
     container(path, BOMBS[bomb])
     with pytest.raises(ModelFileError) as caught:

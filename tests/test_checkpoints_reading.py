@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_cases import manifest, same, toy_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from checkpoint_cases import manifest, same, toy_checkpoint
 from safelight.checkpoints import Checkpoint, configs, read, write_folder
 from safelight.checkpoints.layouts import diffusers, ldm
 from safelight.errors import ModelFileError
@@ -113,9 +113,7 @@ def test_a_wrong_preset_names_key_expected_and_actual(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "source", ["nowhere", "no/such/folder", "./x", "a b/c", "/x/y", "https://x.org/a/b", ""]
-)
+@pytest.mark.parametrize("source", ["nowhere", "no/such/folder", "./x", "a b/c", "/x/y", "https://x.org/a/b", ""])
 def test_what_does_not_exist_is_said_with_what_it_may_be(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,9 +141,7 @@ def test_without_its_preset_the_configs_say_the_same(folder: Path) -> None:
     (folder / "safelight.json").unlink()
     preset = read(folder).preset
     assert (
-        replace(
-            preset, name="toy", title=TOY.preset.title, steps=TOY.preset.steps, guidance=TOY.preset.guidance
-        )
+        replace(preset, name="toy", title=TOY.preset.title, steps=TOY.preset.steps, guidance=TOY.preset.guidance)
         == TOY.preset
     )
 
@@ -219,9 +215,7 @@ def test_absent_fields_have_diffusers_defaults(tmp_path: Path) -> None:
     ],
     ids=lambda c: next(iter(c)),
 )
-def test_a_field_that_changes_the_network_is_refused_by_name(
-    folder: Path, changes: dict[str, object]
-) -> None:
+def test_a_field_that_changes_the_network_is_refused_by_name(folder: Path, changes: dict[str, object]) -> None:
     edit_unet(folder, **changes)
     with pytest.raises(ModelFileError) as caught:
         read(folder)
@@ -231,9 +225,7 @@ def test_a_field_that_changes_the_network_is_refused_by_name(
 
 
 def test_fields_that_change_nothing_are_let_pass(folder: Path) -> None:
-    edit_unet(
-        folder, upcast_attention=True, dropout=0.1, _name_or_path="../../x", a_new_field=None, another=False
-    )
+    edit_unet(folder, upcast_attention=True, dropout=0.1, _name_or_path="../../x", a_new_field=None, another=False)
     assert same(read(folder).parts, TOY.parts)
 
 
@@ -391,9 +383,7 @@ def test_a_damaged_vocabulary_is_named(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_diffusers_reads_what_we_write_and_we_read_what_diffusers_writes(
-    tmp_path: Path, folder: Path
-) -> None:
+def test_diffusers_reads_what_we_write_and_we_read_what_diffusers_writes(tmp_path: Path, folder: Path) -> None:
     pipeline_class = pytest.importorskip("diffusers").StableDiffusionPipeline
     pipeline = pipeline_class.from_pretrained(folder)
     assert pipeline.safety_checker is None
@@ -447,9 +437,7 @@ def test_the_package_does_not_import_the_hub_or_the_oracles_for_a_folder(folder:
         "import sys; from safelight.checkpoints import read; read(sys.argv[1]);"
         "print([m for m in ('huggingface_hub', 'diffusers', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_cases import same, toy_checkpoint
 from safetensors.torch import load_file
 
+from checkpoint_cases import same, toy_checkpoint
 from safelight.checkpoints import read, write_folder, writing
 from safelight.checkpoints.writing import atomic, staged_folder, write_json, write_tensors, write_text
 from safelight.errors import OutputError
@@ -154,7 +154,7 @@ def test_a_file_size_limit_leaves_nothing(tmp_path: Path) -> None:
         """
     )
     arguments = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=900)
     assert done.stdout.startswith(f"{tmp_path / 'model'} could not be written (")
     assert "File too large" in done.stdout
     assert done.stdout.count("\n") == 1
@@ -217,6 +217,6 @@ def test_a_killed_writer_leaves_no_half_model(tmp_path: Path) -> None:
         """
     )
     arguments = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
-    done = subprocess.run(arguments, capture_output=True, check=False, timeout=120)
+    done = subprocess.run(arguments, capture_output=True, check=False, timeout=900)
     assert done.returncode == -signal.SIGKILL
     assert [path.suffix for path in tmp_path.iterdir()] == [writing.SUFFIX]

@@ -11,7 +11,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a network is told beside the noisy latent. B batch, L tokens, D context width, V vector width, h w latent size.
+    """What a network is told beside the noisy latent.
+
+    B batch, L tokens, D context width, V vector width, h w latent size.
 
     A door that a member does not have is None (DESIGN table: which member has which).
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -11,17 +11,20 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from safelight.checkpoints import configs
+from safelight.checkpoints.fields import Fields
 from safelight.checkpoints.files import read_json, read_tensors
 from safelight.checkpoints.writing import staged_folder, write_json, write_tensors
 from safelight.errors import ModelFileError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import Activation, Clip, ClipTextConfig, ClipVisionConfig
+from safelight.models.judge import Judge, JudgeConfig
 from safelight.models.lpips import LPIPS
 from safelight.models.tokenizer import ClipTokenizer
 
 CONFIG = "config.json"
 CLIP_WEIGHTS = "model.safetensors"
 AUTOENCODER_WEIGHTS = "diffusion_pytorch_model.safetensors"
+JUDGE_CONFIG, JUDGE_WEIGHTS = "judge.json", "judge.safetensors"
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,7 @@ def read_clip(folder: Path) -> tuple[Clip, ClipTokenizer]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ModelFileError(
-            f"{path}: {where}: {first['msg']}; give a folder from `safelight train clip`"
-        ) from error
+        raise ModelFileError(f"{path}: {where}: {first['msg']}; give a folder from `safelight train clip`") from error
     text, vision = config.text_config, config.vision_config
     with torch.device("meta"):
         clip = Clip(
@@ -157,6 +158,47 @@ def read_autoencoder(folder: Path) -> tuple[Autoencoder, float]:
     return autoencoder, latent_scale
 
 
+def write_judge(folder: Path, judge: Judge) -> None:
+    """A judge's shape, and its weights in half precision.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left then.
+    """
+    with staged_folder(folder, JUDGE_CONFIG) as staging:
+        write_tensors(staging / JUDGE_WEIGHTS, {k: tensor.half() for k, tensor in judge.state_dict().items()})
+        write_json(staging / JUDGE_CONFIG, asdict(judge.config))
+
+
+def read_judge(folder: Path) -> Judge:
+    """What `write_judge` wrote, in float32.
+
+    Raises:
+        ModelFileError: a file is missing or does not fit.
+    """
+    fields = Fields(folder / JUDGE_CONFIG)
+    channels = fields.wholes("channels", [], most=4096)
+    config = JudgeConfig(
+        objects=fields.whole("objects", 0),
+        grounds=fields.whole("grounds", 0),
+        layouts=fields.whole("layouts", 0),
+        channels=channels,
+        blocks=fields.wholes("blocks", [], most=64),
+        norm_groups=fields.whole("norm_groups", 0),
+        image_size=fields.whole("image_size", 0, most=4096),
+    )
+    fields.done()
+    if len(config.blocks) != len(channels):
+        raise fields.bad("blocks", config.blocks, f"one number for each of {len(channels)} levels")
+    if any(width % config.norm_groups for width in channels):
+        raise fields.bad("norm_groups", config.norm_groups, f"a number that divides each of {channels}")
+    if config.image_size % config.factor:
+        raise fields.bad("image_size", config.image_size, f"a multiple of {config.factor}")
+    with torch.device("meta"):
+        judge = Judge(config)
+    _fill(judge, folder / JUDGE_WEIGHTS)
+    return judge
+
+
 def read_lpips(path: Path) -> LPIPS:
     """LPIPS weights in one file, VGG-16 included.
 
@@ -183,6 +225,4 @@ def _check(module: nn.Module, path: Path, tensors: dict[str, torch.Tensor]) -> N
         if key not in tensors or key not in wanted or wanted[key].shape != tensors[key].shape:
             has = tuple(tensors[key].shape) if key in tensors else "nothing"
             wants = tuple(wanted[key].shape) if key in wanted else "nothing"
-            raise ModelFileError(
-                f"{path}: {key} is {has} but {wants} is needed; the file belongs to another model"
-            )
+            raise ModelFileError(f"{path}: {key} is {has} but {wants} is needed; the file belongs to another model")

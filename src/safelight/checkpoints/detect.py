@@ -54,9 +54,7 @@ def detect(tensors: Mapping[str, Tensor], file: str, *, ema: bool = False) -> Pr
         return fitting[0]
     if fitting:
         names = ", ".join(preset.name for preset in fitting)
-        raise ModelFileError(
-            f"{file} may be any of {names}: their keys and shapes are the same; say which by --preset"
-        )
+        raise ModelFileError(f"{file} may be any of {names}: their keys and shapes are the same; say which by --preset")
     name, misfit = min(misfits.items(), key=lambda item: len(item[1]))
     raise ModelFileError(f"{file} fits no known preset; compared with {name}, the nearest: {misfit}")
 
@@ -65,9 +63,7 @@ def _refuse_other_kinds(tensors: Mapping[str, Tensor], file: str) -> None:
     if any(key.startswith(ldm.UNET) for key in tensors):
         return
     if any(mark in key for key in tensors for mark in _LORA):
-        raise ModelFileError(
-            f"{file} is a LoRA, not a model; give it as an adapter of the model that it was made for"
-        )
+        raise ModelFileError(f"{file} is a LoRA, not a model; give it as an adapter of the model that it was made for")
     for mark, what in _ALONE:
         if any(key.startswith(mark) for key in tensors):
             raise ModelFileError(f"{file} holds {what}")
@@ -81,13 +77,9 @@ def _refuse_other_kinds(tensors: Mapping[str, Tensor], file: str) -> None:
 def _likeness(preset: Preset, tensors: Mapping[str, Tensor]) -> int:
     """How many of a few telling shapes are the preset's."""
     first = ldm.UNET + "input_blocks.0.0.weight"
-    context = next(
-        (key for key in tensors if key.startswith(ldm.UNET) and key.endswith("attn2.to_k.weight")), ""
-    )
+    context = next((key for key in tensors if key.startswith(ldm.UNET) and key.endswith("attn2.to_k.weight")), "")
     latent = ldm.AUTOENCODER + "decoder.conv_in.weight"
-    words = next(
-        (key for key in tensors if key.startswith(ldm.TEXT) and key.endswith("token_embedding.weight")), ""
-    )
+    words = next((key for key in tensors if key.startswith(ldm.TEXT) and key.endswith("token_embedding.weight")), "")
     shapes = [tuple(tensors[key].shape) if key in tensors else () for key in (first, context, latent, words)]
     unet = preset.unet
     return sum(

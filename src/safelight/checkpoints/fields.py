@@ -36,11 +36,7 @@ class Fields:
         value = self.get(name, default)
         if not isinstance(value, list) and length is not None:
             value = [value] * length
-        if (
-            not isinstance(value, list)
-            or not 1 <= len(value) <= 16
-            or (length is not None and len(value) != length)
-        ):
+        if not isinstance(value, list) or not 1 <= len(value) <= 16 or (length is not None and len(value) != length):
             raise self.bad(name, value, "one number per level")
         return tuple(self._whole(name, item, most) for item in value)
 
@@ -61,9 +57,7 @@ class Fields:
     def words(self, name: str, default: list[str], allowed: Iterable[str]) -> list[str]:
         """Words of a known set."""
         value = self.get(name, default)
-        if not isinstance(value, list) or not all(
-            isinstance(word, str) and word in allowed for word in value
-        ):
+        if not isinstance(value, list) or not all(isinstance(word, str) and word in allowed for word in value):
             raise self.bad(name, value, f"only {', '.join(allowed)}")
         return value
 
@@ -92,9 +86,7 @@ class Fields:
 
     def bad(self, name: str, value: object, expected: str) -> ModelFileError:
         """The error for a field."""
-        return ModelFileError(
-            f"{self.path}: {ascii(name)[1:-1]} is {ascii(value)[:120]}, expected {expected}"
-        )
+        return ModelFileError(f"{self.path}: {ascii(name)[1:-1]} is {ascii(value)[:120]}, expected {expected}")
 
     def _whole(self, name: str, value: object, most: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:

@@ -31,9 +31,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if not head:
             raise ModelFileError(f"{path} is empty; download or copy it again")
         if head == LFS_POINTER:
-            raise ModelFileError(
-                f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
-            )
+            raise ModelFileError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
         if not head.startswith(ZIP_MAGIC) and (head[8:9] == b"{" or path.suffix == ".safetensors"):
             return _read_safetensors(path)
         return read_torch(path)
@@ -135,9 +133,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                 f"{path} is truncated: {size:,} bytes, expected over {8 + length:,}; download it again"
             )
         header = _object(path, file.read(length))
-    expected = (
-        8 + length + max((_end(path, k, v) for k, v in header.items() if k != "__metadata__"), default=0)
-    )
+    expected = 8 + length + max((_end(path, k, v) for k, v in header.items() if k != "__metadata__"), default=0)
     if expected > size:
         raise ModelFileError(f"{path} is truncated: {size:,} bytes, expected {expected:,}; download it again")
     try:

@@ -83,9 +83,7 @@ def read_folder(folder: Path, preset: Preset | None = None, tokenizer: Path | No
     tensors = {part: _weights(folder, part) for part in (UNET, VAE, TEXT)}
     layouts = {
         UNET: diffusers.unet_layout(described.unet),
-        VAE: diffusers.autoencoder_layout(
-            described.autoencoder, old_names=diffusers.has_old_names(tensors[VAE][1])
-        ),
+        VAE: diffusers.autoencoder_layout(described.autoencoder, old_names=diffusers.has_old_names(tensors[VAE][1])),
         TEXT: transformers.text_layout(described.text, transformers.prefix_of(tensors[TEXT][1])),
     }
     parts, dropped = {}, []
@@ -113,13 +111,9 @@ def check_index(path: Path) -> None:
             continue
         kind = value[-1] if isinstance(value, list) and value else value
         if name in CLASSES and kind not in CLASSES[name]:
-            raise ModelFileError(
-                f"{path}: {name} is {ascii(kind)[:80]}, expected {' or '.join(CLASSES[name])}"
-            )
+            raise ModelFileError(f"{path}: {name} is {ascii(kind)[:80]}, expected {' or '.join(CLASSES[name])}")
         if name not in CLASSES and kind is not None and kind is not False:
-            raise ModelFileError(
-                f"{path}: it has a part {ascii(name)[:80]}, which no member of Safelight has"
-            )
+            raise ModelFileError(f"{path}: it has a part {ascii(name)[:80]}, which no member of Safelight has")
     if absent := [name for name in CLASSES if name not in content]:
         raise ModelFileError(f"{path}: it has no {absent[0]}; give a folder of a whole text-to-image model")
 
@@ -216,13 +210,9 @@ def _stored(path: Path) -> Preset | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ModelFileError(
-            f"{path}: {where}: {first['msg']}; delete it to read the folder without it"
-        ) from error
+        raise ModelFileError(f"{path}: {where}: {first['msg']}; delete it to read the folder without it") from error
     except ValueError as error:
-        raise ModelFileError(
-            f"{path} is damaged ({error}); delete it to read the folder without it"
-        ) from error
+        raise ModelFileError(f"{path} is damaged ({error}); delete it to read the folder without it") from error
 
 
 def _agree(folder: Path, described: Preset, said: Preset) -> None:

@@ -7,6 +7,7 @@ weights comes down.
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from safelight.checkpoints import vocabulary
 from safelight.checkpoints.files import is_plain_name, read_json
 from safelight.errors import ModelFileError
 
+OFFLINE = "HF_HUB_OFFLINE is set"
+_log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -31,12 +34,20 @@ def download(repository: str, revision: str = "main") -> Path:
             layout.
     """
     repo = _Repository(repository, revision)
+    repo.reach()
     index = repo.get(layout.INDEX)
+    if index is None and repo.unreachable is not None:
+        raise repo.failed(
+            f"is neither a path here nor in the local hub cache, and the hub cannot be reached ({repo.unreachable})",
+            "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a path",
+        )
     if index is None:
         raise ModelFileError(
             f"the hub repository {repository} has no {layout.INDEX}; download its checkpoint file and "
             f"give that file's path"
         )
+    if repo.unreachable not in (None, OFFLINE):
+        _log.warning("the hub cannot be reached (%s): %s is taken from the local cache", repo.unreachable, repository)
     layout.check_index(index)
     # The folder is named by the commit: what follows is of the same, whatever is pushed meanwhile.
     repo.revision = index.parent.name
@@ -60,43 +71,31 @@ def _weights(repo: _Repository, part: str) -> None:
             members = sorted({str(member) for member in placed.values()}) if isinstance(placed, dict) else []
             for member in members:
                 if not is_plain_name(member):
-                    raise ModelFileError(
-                        f"{path} is refused: it names {member!r}, which is not a file beside it"
-                    )
+                    raise ModelFileError(f"{path} is refused: it names {member!r}, which is not a file beside it")
                 if repo.get(f"{part}/{member}") is None:
-                    raise ModelFileError(
-                        f"the hub repository {repo.name} has no {part}/{member}, which {name} names"
-                    )
+                    raise ModelFileError(f"the hub repository {repo.name} has no {part}/{member}, which {name} names")
         return
-    raise ModelFileError(
-        f"the hub repository {repo.name} has no weights in {part}, or they are not in the local cache"
-    )
+    raise ModelFileError(f"the hub repository {repo.name} has no weights in {part}, or they are not in the local cache")
 
 
 class _Repository:
-    """Files of one repository."""
+    """Files of one repository. Half a second is saved by importing the hub's library only here."""
 
     def __init__(self, name: str, revision: str) -> None:
         self.name, self.revision = name, revision
+        self.unreachable: str | None = None
+        """Why the hub cannot be asked; the local cache answers then, for all files alike."""
 
-    def get(self, file: str) -> Path | None:
-        """The file in the local cache, downloaded if need be; None if the repository has no such file."""
-        # Half a second to import, and only here.
-        from huggingface_hub import errors, hf_hub_download  # noqa: PLC0415
+    def reach(self) -> None:
+        """Find out, once, whether the hub answers. A file that fails later is an error, not an absent file."""
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
 
         # That of its transport, which differs by version and is not exported.
         transport_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
         try:
-            return Path(hf_hub_download(self.name, file, revision=self.revision))
-        except errors.LocalEntryNotFoundError as error:
-            if file != layout.INDEX:
-                return None  # offline: what was not downloaded then is not asked for now
-            raise self.failed(
-                "is neither a path here nor in the local hub cache, and the hub cannot be reached",
-                "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a path",
-            ) from error
+            get_hf_file_metadata(hf_hub_url(self.name, layout.INDEX, revision=self.revision))
         except errors.EntryNotFoundError:
-            return None
+            pass
         except errors.GatedRepoError as error:
             raise self.failed("is gated", "ask for access on its page, then `hf auth login`") from error
         except errors.RepositoryNotFoundError as error:
@@ -108,14 +107,34 @@ class _Repository:
             raise self.failed(f"has no revision {self.revision!r}", "leave it out for `main`") from error
         except errors.HFValidationError as error:
             raise self.failed("is neither a path here nor a hub id", "give owner/name") from error
+        except errors.OfflineModeIsEnabled:
+            self.unreachable = OFFLINE
         except errors.HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", "an error")
-            raise self.failed(
-                f"could not be read: the hub answered {status} for {file}", "try again later"
-            ) from error
+            self.unreachable = f"it answered {getattr(error.response, 'status_code', 'an error')}"
         except (transport_error, OSError) as error:
-            what = str(error).partition("\n")[0]
-            raise self.failed(f"could not be downloaded: {what}, at {file}", "try again") from error
+            self.unreachable = _first_line(error)
+
+    def get(self, file: str) -> Path | None:
+        """The file in the local cache, downloaded if need be; None if there is no such file."""
+        from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache  # noqa: PLC0415
+
+        if self.unreachable is not None:
+            found = try_to_load_from_cache(self.name, file, revision=self.revision)
+            return Path(found) if isinstance(found, str) else None
+        transport_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # as above
+        try:
+            return Path(hf_hub_download(self.name, file, revision=self.revision))
+        except errors.LocalEntryNotFoundError as error:
+            raise self.failed(f"could not be downloaded: {file}: {_first_line(error)}", "try again") from error
+        except errors.EntryNotFoundError:
+            return None
+        except (transport_error, OSError) as error:
+            raise self.failed(f"could not be downloaded: {file}: {_first_line(error)}", "try again") from error
 
     def failed(self, what: str, mend: str) -> ModelFileError:
         return ModelFileError(f"{self.name} {what}; {mend}")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.partition("\n")[0] if text else type(error).__name__

@@ -148,9 +148,7 @@ class Layout:
         unexpected = [key for key in tensors if key not in known and self._reason(key) is None]
         return Misfit(tuple(missing), tuple(unexpected), tuple(wrong))
 
-    def load(
-        self, tensors: Mapping[str, Tensor], file: str
-    ) -> tuple[dict[str, dict[str, Tensor]], list[Dropped]]:
+    def load(self, tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, dict[str, Tensor]], list[Dropped]]:
         """Their tensors -> ours by part, and what was dropped. Views of the same memory.
 
         Raises:
@@ -163,11 +161,7 @@ class Layout:
         for part, pair in self._each():
             known.add(pair.theirs)
             parts[part][pair.ours] = pair.op.into(tensors[pair.theirs], self.shapes[part][pair.ours])
-        dropped = [
-            Dropped(key, why)
-            for key in tensors
-            if key not in known and (why := self._reason(key)) is not None
-        ]
+        dropped = [Dropped(key, why) for key in tensors if key not in known and (why := self._reason(key)) is not None]
         return parts, dropped
 
     def save(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -115,9 +115,7 @@ _SCALARS = (str, bytes, int, float, bool, type(None), Global)
 class _Machine:
     """The stack machine. `run` is its whole interface."""
 
-    def __init__(
-        self, path: Path, calls: dict[tuple[str, str], Call], names: frozenset[tuple[str, str]]
-    ) -> None:
+    def __init__(self, path: Path, calls: dict[tuple[str, str], Call], names: frozenset[tuple[str, str]]) -> None:
         self.path, self.calls, self.names = path, calls, names
         self.stack: list[object] = []
         self.memo: dict[int, object] = {}
@@ -126,9 +124,7 @@ class _Machine:
         try:
             for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
                 if count >= MAX_OPERATIONS:
-                    raise ModelFileError(
-                        f"{self.path} is refused: its pickle has over {MAX_OPERATIONS:,} operations"
-                    )
+                    raise ModelFileError(f"{self.path} is refused: its pickle has over {MAX_OPERATIONS:,} operations")
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 self.step(opcode.name, arg)

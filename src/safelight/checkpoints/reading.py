@@ -51,8 +51,7 @@ def read(
         raise ModelFileError(f"{source} is missing; check the path")
     else:
         raise ModelFileError(
-            f"{source} does not exist; give a model's folder, a .safetensors or .ckpt file, or a hub id "
-            f"(owner/name)"
+            f"{source} does not exist; give a model's folder, a .safetensors or .ckpt file, or a hub id (owner/name)"
         )
     if ema:
         raise ModelFileError(f"{source} is a folder, which holds one set of weights; leave out --ema")

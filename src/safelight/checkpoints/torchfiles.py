@@ -101,10 +101,10 @@ def _read_zip(path: Path) -> tuple[object, Callable[[Storage], int]]:
             _plain(path, pickles[0])
             folder = pickles[0].filename.removesuffix("data.pkl")
             order = {m.filename: m for m in members}.get(f"{folder}byteorder")
-            if order is not None and (order.file_size > MAX_BYTES or archive.read(order) != b"little"):
-                raise ModelFileError(
-                    f"{path} was written on a big-endian machine; convert it there to .safetensors"
-                )
+            if order is not None:
+                _plain(path, order)
+            if order is not None and archive.read(order) != b"little":
+                raise ModelFileError(f"{path} was written on a big-endian machine; convert it there to .safetensors")
             stream = io.BytesIO(archive.read(pickles[0]))
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as error:
         raise ModelFileError(
@@ -121,8 +121,7 @@ def _read_zip(path: Path) -> tuple[object, Callable[[Storage], int]]:
         wanted = storage.count * storage.dtype.itemsize
         if member.file_size < wanted:
             raise ModelFileError(
-                f"{path} is corrupted: tensor data {storage.key!r} has {member.file_size:,} bytes, "
-                f"expected {wanted:,}"
+                f"{path} is corrupted: tensor data {storage.key!r} has {member.file_size:,} bytes, expected {wanted:,}"
             )
         with path.open("rb") as file:
             file.seek(member.header_offset)
@@ -151,9 +150,7 @@ def _read_legacy(path: Path) -> tuple[object, Callable[[Storage], int]]:
     calls = _calls(storages)
     magic, protocol, machine, root, keys = (read_pickle(stream, path, calls, _NAMES) for _ in range(5))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL or not isinstance(keys, list):
-        raise ModelFileError(
-            f"{path} is not a checkpoint: neither safetensors nor PyTorch; give a weights file"
-        )
+        raise ModelFileError(f"{path} is not a checkpoint: neither safetensors nor PyTorch; give a weights file")
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise ModelFileError(f"{path} was written on a big-endian machine; convert it there to .safetensors")
 
@@ -161,9 +158,7 @@ def _read_legacy(path: Path) -> tuple[object, Callable[[Storage], int]]:
     with path.open("rb") as file:
         for key in keys:
             if not isinstance(key, str) or key not in storages:
-                raise ModelFileError(
-                    f"{path} is corrupted: it has data that no tensor uses; download or copy it again"
-                )
+                raise ModelFileError(f"{path} is corrupted: it has data that no tensor uses; download or copy it again")
             file.seek(position)
             head = file.read(8)
             count = int.from_bytes(head, "little", signed=True)
@@ -171,8 +166,7 @@ def _read_legacy(path: Path) -> tuple[object, Callable[[Storage], int]]:
             position += 8 + count * storages[key].dtype.itemsize
             if len(head) < 8 or count != storages[key].count or position > size:
                 raise ModelFileError(
-                    f"{path} is truncated or corrupted at tensor data {key!r}: {size:,} bytes, expected "
-                    f"{position:,}"
+                    f"{path} is truncated or corrupted at tensor data {key!r}: {size:,} bytes, expected {position:,}"
                 )
 
     def place(storage: Storage) -> int:
@@ -235,12 +229,7 @@ def _storage(reference: object) -> Storage:
     if not isinstance(reference, Reference) or not isinstance(reference.key, tuple):
         raise ValueError("a tensor without data")
     word, kind, key, _, count, *view = reference.key
-    if (
-        word != "storage"
-        or not isinstance(kind, Global)
-        or kind.name not in STORAGES
-        or not isinstance(key, str)
-    ):
+    if word != "storage" or not isinstance(kind, Global) or kind.name not in STORAGES or not isinstance(key, str):
         raise ValueError("tensor data of unknown type")
     if any(v is not None for v in view) or not isinstance(count, int) or not 0 <= count <= MAX_ELEMENTS:
         raise ValueError("tensor data of impossible size")

@@ -31,9 +31,7 @@ def read_tokenizer(folder: Path, config: ClipTextConfig) -> ClipTokenizer:
         vocab, merges = _one_file(path)
     ids = {word: i for word, i in vocab.items() if isinstance(i, int) and 0 <= i < config.vocab_size}
     if len(vocab) > config.vocab_size or len(ids) != len(vocab):
-        raise ModelFileError(
-            f"{path} has {len(vocab)} words, the text tower {config.vocab_size}; give the model's own"
-        )
+        raise ModelFileError(f"{path} has {len(vocab)} words, the text tower {config.vocab_size}; give the model's own")
     if START not in ids or END not in ids:
         raise ModelFileError(f"{path} lacks {START} or {END}; give a vocabulary of CLIP's kind")
     return ClipTokenizer(ids, merges, config.context_length, _pad_token(folder, ids))
@@ -80,17 +78,13 @@ def _merges(path: Path) -> list[tuple[str, str]]:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise ModelFileError(f"{path} is corrupted ({error}); download or copy it again") from error
-    return _pairs(
-        path, [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
-    )
+    return _pairs(path, [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")])
 
 
 def _one_file(path: Path) -> tuple[dict[str, object], list[tuple[str, str]]]:
     model = read_json(path).get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or "merges" not in model:
-        raise ModelFileError(
-            f"{path} holds no byte-pair vocabulary; give a folder with {VOCAB_FILE} and {MERGES_FILE}"
-        )
+        raise ModelFileError(f"{path} holds no byte-pair vocabulary; give a folder with {VOCAB_FILE} and {MERGES_FILE}")
     return model["vocab"], _pairs(path, model["merges"])
 
 
@@ -99,9 +93,7 @@ def _pairs(path: Path, merges: object) -> list[tuple[str, str]]:
     for merge in merges if isinstance(merges, list) else []:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(half, str) for half in pair):
-            raise ModelFileError(
-                f"{path} is corrupted: {ascii(merge)[:80]} is no pair; download or copy it again"
-            )
+            raise ModelFileError(f"{path} is corrupted: {ascii(merge)[:80]} is no pair; download or copy it again")
         pairs.append((pair[0], pair[1]))
     return pairs
 
@@ -114,8 +106,6 @@ def _pad_token(folder: Path, vocab: dict[str, int]) -> int:
             word = pad.get("content") if isinstance(pad, dict) else pad
             if isinstance(word, str):
                 if word not in vocab:
-                    raise ModelFileError(
-                        f"{folder / name}: the pad_token {ascii(word)[:80]} is not in the vocabulary"
-                    )
+                    raise ModelFileError(f"{folder / name}: the pad_token {ascii(word)[:80]} is not in the vocabulary")
                 return vocab[word]
     return vocab[END]

@@ -54,9 +54,7 @@ def staged_folder(target: Path, marker: str) -> Iterator[Path]:
     Raises:
         OutputError: the target is something else, or cannot be written.
     """
-    if target.exists() and not (
-        target.is_dir() and (not any(target.iterdir()) or (target / marker).is_file())
-    ):
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / marker).is_file())):
         raise OutputError(f"{target} exists and is no model folder; choose another name, or an empty folder")
     # Inside a folder that is there, which may be a disk of its own; else beside, to take its place in one step.
     staging = _beside(target / target.name if target.is_dir() else target)
@@ -81,9 +79,7 @@ def staged_folder(target: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A `.safetensors` file, atomically. Views are made whole; what stands there twice is written twice.
 
     Raises:
@@ -99,9 +95,7 @@ def write_tensors(
         plain[key] = whole
     with atomic(path) as temporary:
         try:
-            save_file(
-                plain, temporary, metadata={"format": "pt", **(metadata if metadata is not None else {})}
-            )
+            save_file(plain, temporary, metadata={"format": "pt", **(metadata if metadata is not None else {})})
         except SafetensorError as error:
             raise _failed(path, error) from error
 
@@ -134,9 +128,7 @@ def _sync(path: Path) -> None:
 
 def _failed(path: Path, error: Exception) -> OutputError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return OutputError(
-        f"{path} could not be written ({reason}); make room, or choose another folder with --output"
-    )
+    return OutputError(f"{path} could not be written ({reason}); make room, or choose another folder with --output")
 
 
 def _replace(staging: Path, target: Path, marker: str) -> None:

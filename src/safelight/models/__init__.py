@@ -1,1 +1,1 @@
-"""The networks of the family: plain `nn.Module`s, each with its frozen Config on top. They know torch and nothing else."""
+"""The networks of the family: plain `nn.Module`s, each with its frozen Config on top. They know torch alone."""

@@ -32,7 +32,7 @@ class AutoencoderConfig:
     @property
     def factor(self) -> int:
         """Pixels per latent position, on a side."""
-        return 2 ** (len(self.channels) - 1)
+        return 1 << (len(self.channels) - 1)
 
 
 class PositionAttention(nn.Module):
@@ -50,7 +50,8 @@ class PositionAttention(nn.Module):
         """(B, C, h, w) -> (B, C, h, w)."""
         y = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, h*w, C)
         y = self.to_out[0](attend(self.to_q(y), self.to_k(y), self.to_v(y), heads=1))
-        return x + y.transpose(1, 2).unflatten(2, x.shape[-2:])
+        out: Tensor = x + y.transpose(1, 2).reshape(x.shape)
+        return out
 
 
 class Middle(nn.Module):
@@ -133,10 +134,9 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight by which the adversarial loss is balanced (Esser et al. 2021, eq. 7)."""
-        weight: nn.Parameter = self.conv_out.weight
-        return weight
+        return self.conv_out.weight
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, H, W)."""

@@ -127,7 +127,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+        y: Tensor = x + self.mlp(self.layer_norm2(x))
+        return y
 
 
 class Encoder(nn.Module):
@@ -160,7 +161,7 @@ class TextEmbeddings(nn.Module):
 
 
 class ClipText(nn.Module):
-    """The text tower: a causal transformer over a padded prompt, without a padding mask (as Stable Diffusion uses it)."""
+    """The text tower: a causal transformer over a padded prompt, without a padding mask (as SD uses it)."""
 
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__()
@@ -209,7 +210,8 @@ class ClipVision(nn.Module):
 
     def states(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, S, S), normalised -> (B, 1 + patches, D), the last layer without the final norm."""
-        return self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[-1]
+        states: tuple[Tensor, ...] = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
+        return states[-1]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, S, S), normalised -> (B, D), the class token after the final norm."""

@@ -32,7 +32,7 @@ class JudgeConfig:
     @property
     def factor(self) -> int:
         """Pixels of a side per cell of the map."""
-        return 2 ** len(self.channels)
+        return 1 << len(self.channels)
 
 
 @dataclass(frozen=True)

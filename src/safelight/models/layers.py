@@ -6,6 +6,8 @@ Parameter names are those of the diffusers files, the ones that most tools speak
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +39,8 @@ class ResnetBlock(nn.Module):
             h = h + self.time_emb_proj(time)[:, :, None, None]  # (B, C', 1, 1)
         h = self.conv2(F.silu(self.norm2(h)))
         skip: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return skip + h
+        y: Tensor = skip + h
+        return y
 
 
 class Downsample(nn.Module):
@@ -75,7 +78,7 @@ class Upsample(nn.Module):
 
 def heads_apart(x: Tensor, heads: int) -> Tensor:
     """(B, L, heads * d) -> (B, heads, L, d)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
@@ -92,6 +95,7 @@ def sinusoids(t: Tensor, width: int, *, longest_period: float = 10_000.0) -> Ten
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    frequencies = torch.exp(steps * (-torch.log(torch.tensor(longest_period)) / half).to(t.device))
+    # In the original's order of operations: at t = 999 one bit of a frequency is 3e-5 of an angle.
+    frequencies = torch.exp(-math.log(longest_period) * steps / half)
     angles = t.float()[:, None] * frequencies[None]  # (B, half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

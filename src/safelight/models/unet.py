@@ -9,6 +9,7 @@ Shapes: B batch, C channels, h w latent size, L context tokens, D context width,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +48,7 @@ class UNetConfig:
     def __post_init__(self) -> None:
         levels = len(self.channels)
         if not len(self.transformer_depth) == len(self.heads) == levels:
-            raise ValueError(
-                f"transformer_depth and heads must have one entry for each of the {levels} levels"
-            )
+            raise ValueError(f"transformer_depth and heads must have one entry for each of the {levels} levels")
 
     @property
     def time_width(self) -> int:
@@ -100,7 +99,8 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, C) -> (B, L, inner)."""
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        y: Tensor = value * F.gelu(gate)
+        return y
 
 
 class FeedForward(nn.Module):
@@ -168,7 +168,7 @@ def _tokens(x: Tensor) -> Tensor:
 
 def _picture(x: Tensor, size: torch.Size) -> Tensor:
     """(B, h*w, C) -> (B, C, h, w)."""
-    return x.transpose(1, 2).unflatten(2, size)
+    return x.transpose(1, 2).reshape(len(x), -1, *size)
 
 
 class Level(nn.Module):
@@ -179,9 +179,7 @@ class Level(nn.Module):
         super().__init__()
         depth, heads = config.transformer_depth[level], config.heads[level]
         self.resnets = nn.ModuleList(_resnet(a, b, config) for a, b in widths)
-        self.attentions = nn.ModuleList(
-            SpatialTransformer(b, heads, depth, config) for _, b in widths if depth > 0
-        )
+        self.attentions = nn.ModuleList(SpatialTransformer(b, heads, depth, config) for _, b in widths if depth > 0)
         self.downsamplers: nn.ModuleList | None = None
         self.upsamplers: nn.ModuleList | None = None
 
@@ -200,9 +198,7 @@ class Middle(nn.Module):
         super().__init__()
         width = config.channels[-1]
         self.resnets = nn.ModuleList(_resnet(width, width, config) for _ in range(2))
-        self.attentions = nn.ModuleList(
-            [SpatialTransformer(width, config.heads[-1], config.middle_depth, config)]
-        )
+        self.attentions = nn.ModuleList([SpatialTransformer(width, config.heads[-1], config.middle_depth, config)])
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
@@ -214,6 +210,11 @@ def _resnet(channels_in: int, channels_out: int, config: UNetConfig) -> ResnetBl
     return ResnetBlock(
         channels_in, channels_out, groups=config.norm_groups, eps=RESNET_EPS, time_width=config.time_width
     )
+
+
+def _levels(blocks: nn.ModuleList) -> list[Level]:
+    """The same list, for the type checker."""
+    return cast(list[Level], list(blocks))
 
 
 class UNet(nn.Module):
@@ -269,13 +270,11 @@ class UNet(nn.Module):
         if cond.concat is not None:
             x = torch.cat([x, cond.concat], dim=1)
         embedded = sinusoids(t, self.config.channels[0]).to(x.dtype)
-        time = F.silu(
-            self.time_embedding(embedded)
-        )  # (B, T); every block begins by the SiLU, so it is done once
+        time = F.silu(self.time_embedding(embedded))  # (B, T); every block begins by the SiLU, so it is done once
 
         x = self.conv_in(x)
         kept = [x]
-        for level in self.down_blocks:
+        for level in _levels(self.down_blocks):
             for i in range(len(level.resnets)):
                 x = level.block(i, x, time, cond.context)
                 kept.append(x)
@@ -285,7 +284,7 @@ class UNet(nn.Module):
 
         x = self.mid_block(x, time, cond.context)
 
-        for level in self.up_blocks:
+        for level in _levels(self.up_blocks):
             for i in range(len(level.resnets)):
                 x = level.block(i, torch.cat([x, kept.pop()], dim=1), time, cond.context)
             if level.upsamplers is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, cast
 
 from pydantic import TypeAdapter
 
@@ -49,5 +48,4 @@ class Preset:
         Raises:
             pydantic.ValidationError: a field is missing, unknown or of the wrong type.
         """
-        adapter = cast("TypeAdapter[Any]", TypeAdapter(cls))
-        return cast(Preset, adapter.validate_json(text, extra="forbid"))
+        return TypeAdapter(cls).validate_json(text, extra="forbid")

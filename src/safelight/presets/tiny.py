@@ -1,8 +1,7 @@
-"""Our own small member, trained by this project on scenes and shipped in the wheel. See its model card in assets/tiny."""
+"""Our own small member, trained by this project on scenes and shipped in the wheel (card: assets/tiny)."""
 
 from __future__ import annotations
 
-from safelight.diffusion.schedule import ScheduleConfig
 from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.clip import ClipTextConfig, ClipVisionConfig
 from safelight.models.unet import UNetConfig

@@ -79,7 +79,7 @@ def open_checkpoint(source: str | Path, reading: Reading = PLAIN) -> Checkpoint:
     if name in PRESETS and name not in shipped() and not Path(source).exists():
         raise ModelFileError(
             f"the weights of {name!r} are not shipped: give the path of a {PRESETS[name].title} file or "
-            f"folder, or a hub id; shipped are {', '.join(shipped())}"
+            f"folder, or a hub id; shipped: {', '.join(shipped()) if shipped() else 'none'}"
         )
     return read(
         shipped().get(name, source),
@@ -100,7 +100,7 @@ def shipped() -> dict[str, Path]:
 def fill(
     network: type[N], config: object, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> N:
-    """Build a network of a config around tensors, one by one, so that what is cast or moved is let go at once.
+    """Build a network of a config around tensors, one by one: what is cast or moved is let go at once.
 
     Args:
         network: a class of `safelight.models`, made from its config alone.

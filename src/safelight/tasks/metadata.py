@@ -85,7 +85,7 @@ class Record(BaseModel):
 
 
 def infotext(request: Request, model: ModelIdentity) -> str:
-    """The `parameters` text: prompt, negative prompt, and one last line of keys, which begins with `Steps`."""
+    """The `parameters` text: prompt, negative prompt, and a last line of keys that begins with `Steps`."""
     values: list[tuple[str, object]] = [
         ("Steps", request.steps),
         ("Sampler", _label(request.sampler, SAMPLER_LABELS)),

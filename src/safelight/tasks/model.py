@@ -6,7 +6,7 @@ Shapes: B batch, C latent channels, h w latent size, H W picture size in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,7 @@ __all__ = ["Model", "Step", "Watch"]
 
 R = TypeVar("R", bound=Request)
 Watch = Callable[[Step], None]
-"""Called after every step, for progress and previews. To stop early, raise, or use `Model.steps` and break."""
+"""Called after every step, for progress and previews. To stop early, raise, or break from `Model.steps`."""
 
 
 class Model:
@@ -84,7 +84,7 @@ class Model:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Name and hash of the weights, which every picture records. The first use reads the files once more."""
+        """Name and hash of the weights, which every picture records. The first use reads the files again."""
         return ModelIdentity(
             name=self._name,
             local=self._local,
@@ -178,8 +178,14 @@ class Model:
         )
         return self.draw(request, watch)
 
-    def draw(self, request: Request, watch: Watch | None = None) -> list[Image.Image]:
+    def draw(
+        self, request: Request, watch: Watch | None = None, *, prompts: Sequence[str] | None = None
+    ) -> list[Image.Image]:
         """Answer any request with `request.batch` pictures, each with the metadata to make it again alone.
+
+        Args:
+            watch: called after every step.
+            prompts: as in `steps`.
 
         Raises:
             RequestError: the request cannot be answered by this model.
@@ -187,13 +193,14 @@ class Model:
         request = self.resolve(request)
         x = None
         with _enough_memory():
-            for step in self.steps(request):
+            for step in self.steps(request, prompts=prompts):
                 if watch is not None:
                     watch(step)
                 x = step.x
             images = self.decode(finish(needed(x), noise_levels(request, self.schedule)))
         for k, image in enumerate(images):
-            alone = request.changed(seed=needed(request.seed) + k, batch=1)
+            prompt = request.prompt if prompts is None else prompts[k]
+            alone = request.changed(prompt=prompt, seed=needed(request.seed) + k, batch=1)
             image.info[TEXT_CHUNK] = infotext(alone, self.identity)
             image.info[RECORD_CHUNK] = Record.of(alone, self.identity).to_json()
         return images
@@ -213,9 +220,7 @@ class Model:
                 height=_on_grid(image.height, factor) if request.height is None else request.height,
             )
         resolved = resolve(request, self.preset)
-        noise_levels(
-            resolved, self.schedule
-        )  # what is wrong with the steps is said here and not when they begin
+        noise_levels(resolved, self.schedule)  # what is wrong with the steps is said here and not when they begin
         return resolved
 
     def unread(self, text: str) -> int:
@@ -228,8 +233,12 @@ class Model:
 
     # -- the one way
 
-    def steps(self, request: Request) -> Iterator[Step]:
+    def steps(self, request: Request, *, prompts: Sequence[str] | None = None) -> Iterator[Step]:
         """The sampler's steps of any request; `break` to stop early.
+
+        Args:
+            request: what to draw.
+            prompts: one per picture of the batch, instead of the request's: many prompts in one go.
 
         Yields:
             Steps with x and denoised (B, C, h, w), float32, on the model's device; see `preview`.
@@ -238,8 +247,10 @@ class Model:
             RequestError: the request cannot be answered by this model, or a step is not finite.
         """
         request = self.resolve(request)
+        if prompts is not None and len(prompts) != request.batch:
+            raise RequestError(f"{len(prompts)} prompts for a batch of {request.batch}: give one per picture")
         with torch.inference_mode():
-            denoise = self._denoise(request)
+            denoise = self._denoise(request, [request.prompt] if prompts is None else prompts)
             levels = noise_levels(request, self.schedule)
             seeds = [needed(request.seed) + k for k in range(request.batch)]
             noise = Noise(seeds, self._latent_shape(request))
@@ -253,16 +264,18 @@ class Model:
                 pictures.require_finite(step.x, f"step {step.index + 1}")
             yield step
 
-    def _denoise(self, request: Request) -> Denoise:
-        """The network told of the prompt, under guidance; without it the negative prompt is not even encoded."""
+    def _denoise(self, request: Request, prompts: Sequence[str]) -> Denoise:
+        """The network told of one prompt or of one per picture, under guidance; at scale 1 the negative
+        prompt is not encoded.
+        """
         denoiser = Denoiser(self.unet, self.schedule, self.preset.prediction, self.dtype)
-        cond = repeat(encode_prompts(self.tokenizer, self.text, [request.prompt]), request.batch)
+        cond = encode_prompts(self.tokenizer, self.text, prompts)
+        if len(prompts) == 1:
+            cond = repeat(cond, request.batch)
         scale = needed(request.guidance)
         uncond = cond
         if scale != 1.0:
-            uncond = repeat(
-                encode_prompts(self.tokenizer, self.text, [request.negative_prompt]), request.batch
-            )
+            uncond = repeat(encode_prompts(self.tokenizer, self.text, [request.negative_prompt]), request.batch)
         return classifier_free(denoiser, cond, uncond, scale)
 
     def _first(self, request: Request, noise: Tensor, levels: Tensor) -> Tensor:
@@ -270,9 +283,7 @@ class Model:
         if not isinstance(request, ImageToImage):
             return start(noise, levels)
         image, _ = self._source(request)
-        fitted = ImageOps.fit(
-            image, (needed(request.width), needed(request.height)), Image.Resampling.LANCZOS
-        )
+        fitted = ImageOps.fit(image, (needed(request.width), needed(request.height)), Image.Resampling.LANCZOS)
         return self.encode(fitted) + noise * float(levels[0])
 
     def _latent_shape(self, request: Request) -> tuple[int, int, int]:
@@ -286,9 +297,7 @@ class Model:
         data = pictures.read_picture_bytes(request.image)
         digest = pictures.sha256(data)
         if request.image_sha256 not in (None, digest):
-            raise RequestError(
-                f"image {request.image!r} is no longer the picture of this request: name it anew"
-            )
+            raise RequestError(f"image {request.image!r} is no longer the picture of this request: name it anew")
         return pictures.decode_picture(data, request.image), digest
 
     # -- between pictures and latents

@@ -111,7 +111,7 @@ class TextToImage(Request):
 
 
 class ImageToImage(Request):
-    """Draw over a picture: the sampler starts from it under noise, not from noise alone (SDEdit, Meng 2022)."""
+    """Draw over a picture: the sampler starts from it under noise, not from noise alone (SDEdit)."""
 
     task: ClassVar[str] = "img2img"
 

@@ -1,4 +1,4 @@
-"""From what was asked to what will be done: every None filled in by the preset, every name and size checked."""
+"""From what was asked to what will be done: no None is left, and every name and size is checked."""
 
 from __future__ import annotations
 

@@ -32,9 +32,7 @@ def batches(make: Callable[[int], B], first: int, last: int, workers: int) -> It
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, make: Callable[[int], B], first: int, last: int, workers: int
-) -> Iterator[B]:
+def _ahead(pool: ThreadPoolExecutor, make: Callable[[int], B], first: int, last: int, workers: int) -> Iterator[B]:
     waiting: deque[Future[B]] = deque()
     for index in range(first, min(first + workers, last)):
         waiting.append(pool.submit(make, index))

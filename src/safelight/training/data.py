@@ -73,11 +73,7 @@ class ImageFolder:
             raise DataError(f"{self.folder} is not a folder: give one with pictures and captions")
         try:
             found = _pictures(self.folder)
-            captions = (
-                _from_metadata(self.folder, found)
-                if (self.folder / METADATA).exists()
-                else _from_files(found)
-            )
+            captions = _from_metadata(self.folder, found) if (self.folder / METADATA).exists() else _from_files(found)
         except OSError as error:
             raise DataError(f"{error.filename} cannot be read ({error.strerror}): check it") from error
         if not found:

@@ -51,8 +51,7 @@ def train(recipe: Recipe[B], config: LoopConfig) -> None:
     accelerator = make_accelerator(config.device)
     if config.batch % accelerator.num_processes != 0:
         raise TrainingError(
-            f"batch {config.batch} cannot be divided among {accelerator.num_processes} processes: "
-            "give a multiple"
+            f"batch {config.batch} cannot be divided among {accelerator.num_processes} processes: give a multiple"
         )
     store = Store(config.output / CHECKPOINTS, config.keep)
     run = _Run(recipe, config, accelerator, store)
@@ -79,15 +78,11 @@ class _Run(Generic[B]):
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
         self.processes: int = accelerator.num_processes
-        self.parts = {
-            name: Part(name, module.to(self.device).train(), config) for name, module in recipe.parts.items()
-        }
+        self.parts = {name: Part(name, module.to(self.device).train(), config) for name, module in recipe.parts.items()}
         self.micro = self.skipped = self.bad_in_a_row = 0
         self.saved: Path | None = None
         self.generator = torch.Generator("cpu")
-        self.autocast = torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"
-        )
+        self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
     @property
     def images(self) -> int:
@@ -156,6 +151,7 @@ class _Run(Generic[B]):
                 if self._asked_to_stop(stop):
                     self._save()
                     progress.say(f"stopped by signal {stop.signal}; continue with --resume from {self.saved}")
+                    self._leave()
                     sys.exit(stop.exit_code)
                 if before // config.save_every < self.images // config.save_every:
                     self._save()
@@ -327,7 +323,18 @@ class _Run(Generic[B]):
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
             _say(f"{output} holds the model, after {self.images} images ({self.skipped} steps skipped)")
-        self.accelerator.wait_for_everyone()
+        self._leave()
+
+    def _leave(self) -> None:
+        """The main process goes last: others still waiting in a barrier would take its absence for a crash."""
+        if self.processes == 1:
+            return
+        word = torch.zeros(1, device=self.device)
+        if self.rank > 0:
+            torch.distributed.send(word, 0)
+            return
+        for other in range(1, self.processes):
+            torch.distributed.recv(word, other)
 
 
 def require_free(output: Path) -> None:

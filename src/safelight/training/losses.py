@@ -45,7 +45,8 @@ def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_la
     """How strongly the adversarial loss may pull: the ratio of both gradients at the last layer (Esser, eq. 7)."""
     (ours,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
     (theirs,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)
-    return (ours.norm() / (theirs.norm() + ADAPTIVE_EPS)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+    ratio: Tensor = ours.norm() / (theirs.norm() + ADAPTIVE_EPS)
+    return ratio.clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
 
 
 def hinge(logits_real: Tensor, logits_fake: Tensor) -> Tensor:

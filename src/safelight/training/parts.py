@@ -29,9 +29,7 @@ class Part:
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if not self.parameters:
-            raise TrainingError(
-                f"part {name} has nothing to train: give it parameters that require gradients"
-            )
+            raise TrainingError(f"part {name} has nothing to train: give it parameters that require gradients")
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -125,9 +123,7 @@ class Part:
             if found:  # a parameter that never had a gradient has no moments
                 self.optimizer.state[parameter] = dict(self._placed(parameter, found))
         if moments:
-            raise TrainingError(
-                f"the checkpoint's optimizer has {min(moments)}, which this run does not train"
-            )
+            raise TrainingError(f"the checkpoint's optimizer has {min(moments)}, which this run does not train")
 
     def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {k: t for k, t in tensors.items() if k.startswith(f"{self.name}/")}
@@ -154,7 +150,6 @@ def _fill(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: str) ->
     for key, tensor in own.items():
         if tensor.shape != stored[key].shape:
             raise TrainingError(
-                f"the checkpoint has {key} of shape {tuple(stored[key].shape)}, "
-                f"this run {tuple(tensor.shape)}: {MEND}"
+                f"the checkpoint has {key} of shape {tuple(stored[key].shape)}, this run {tuple(tensor.shape)}: {MEND}"
             )
         tensor.copy_(stored[key])

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
 
-BAR = (
-    "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images "
-    "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-)
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 FILE_INTERVAL = 30.0
 """Seconds between lines when stderr is no terminal: a log file wants few."""
 

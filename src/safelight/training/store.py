@@ -88,9 +88,7 @@ class Store:
             rejected.append((path, fault))
         if rejected:
             why = "; ".join(f"{path.name}: {fault}" for path, fault in rejected)
-            raise TrainingError(
-                f"no checkpoint in {self.folder} is whole ({why}): train anew into another --output"
-            )
+            raise TrainingError(f"no checkpoint in {self.folder} is whole ({why}): train anew into another --output")
         return Found(None)
 
     def set_aside(self, rejected: list[tuple[Path, str]]) -> None:
@@ -139,9 +137,7 @@ class Store:
 
     def _prune(self) -> None:
         for path in self.all()[: -self.keep]:
-            leaving = path.with_name(
-                f".{path.name}{SUFFIX}"
-            )  # half-deleted, it must not look like a checkpoint
+            leaving = path.with_name(f".{path.name}{SUFFIX}")  # half-deleted, it must not look like a checkpoint
             shutil.rmtree(leaving, ignore_errors=True)
             try:
                 path.replace(leaving)
@@ -207,18 +203,20 @@ def require_same_run(path: Path, state: State, config: LoopConfig, processes: in
         before = state.settings.get(name)
         if name not in now or name not in state.settings or now[name] != before:
             raise TrainingError(
-                f"{path} was trained with {name} {before}, not {now.get(name)}: "
-                f"resume with --{name.replace('_', '-')} {before}, or train into another --output"
+                f"{path} was trained with {name} {_shown(before)}, not {_shown(now.get(name))}: "
+                f"resume with --{name.replace('_', '-')} {_shown(before)}, or train into another --output"
             )
     if processes != state.processes:
-        raise TrainingError(
-            f"{path} was trained by {state.processes} processes, not {processes}: resume with as many"
-        )
+        raise TrainingError(f"{path} was trained by {state.processes} processes, not {processes}: resume with as many")
     if config.images < state.images:
         raise TrainingError(
             f"{path} belongs to a run of {state.images} images, more than {config.images}: "
             f"resume with --images {state.images} or more"
         )
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _sha256(path: Path) -> str:

@@ -43,9 +43,7 @@ def _attention(name: str, old_names: bool) -> Pair:
 
 def autoencoder_layout(config: AutoencoderConfig, *, old_names: bool = False) -> Layout:
     """The layout of a `vae` file."""
-    return Layout(
-        {"autoencoder": autoencoder(config, old_names=old_names)}, {"autoencoder": shapes_of(config)}
-    )
+    return Layout({"autoencoder": autoencoder(config, old_names=old_names)}, {"autoencoder": shapes_of(config)})
 
 
 def has_old_names(keys: Collection[str]) -> bool:

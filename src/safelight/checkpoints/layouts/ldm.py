@@ -145,9 +145,7 @@ def autoencoder_name(ours: str, config: AutoencoderConfig) -> str:
         way, level, kind, index = found[1], int(found[2]), found[3], found[4]
         number = level if way == "down" else len(config.channels) - 1 - level
         if kind == "resnets":
-            return (
-                f"{side}.{way}.{number}.block.{index}.{_renamed(found[5], {'conv_shortcut': 'nin_shortcut'})}"
-            )
+            return f"{side}.{way}.{number}.block.{index}.{_renamed(found[5], {'conv_shortcut': 'nin_shortcut'})}"
         return f"{side}.{way}.{number}.{way}sample.{found[5]}"
     if found := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", rest):
         kind = "block" if found[1] == "resnets" else "attn"

@@ -9,7 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from safelight.checkpoints.components import read_clip, read_lpips, write_autoencoder
+from safelight.checkpoints.components import (
+    read_autoencoder,
+    read_clip,
+    read_lpips,
+    write_autoencoder,
+)
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.discriminator import PatchDiscriminator
 from safelight.training.data import batch_indices
@@ -38,10 +43,7 @@ class AutoencoderRecipe:
     ) -> None:
         self.settings, self.pictures, self.seed = settings, pictures, seed
         torch.manual_seed(seed)
-        self.autoencoder = Autoencoder(config)
-        # Begin with latents that are hardly noisy: unit noise on small means would drown the picture at first.
-        with torch.no_grad():
-            self.autoencoder.quant_conv.bias[config.latent_channels :] = START_LOGVAR
+        self.autoencoder = _begin(settings, config)
         self.discriminator = PatchDiscriminator(settings.discriminator_width, settings.discriminator_layers)
         self.perceptual = _perceptual(settings.perceptual)
 
@@ -57,8 +59,10 @@ class AutoencoderRecipe:
         return PixelBatch(pixels([self.pictures[i][0] for i in chosen]))
 
     def turns(self, batch: PixelBatch, generator: torch.Generator, images_seen: int) -> Iterator[Turn]:
-        settings, x = self.settings, batch.pixels
-        mean, logvar = self.autoencoder.encode(x)
+        settings = self.settings
+        x = random_squares(batch.pixels, settings.crop, generator) if settings.crop > 0 else batch.pixels
+        with torch.set_grad_enabled(not settings.decoder_only):
+            mean, logvar = self.autoencoder.encode(x)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         decoded = self.autoencoder.decode(mean + torch.exp(0.5 * logvar) * noise)
         parts = reconstruction(x, decoded, mean, logvar, self.perceptual, settings.perceptual_weight)
@@ -105,6 +109,15 @@ class AutoencoderRecipe:
         write_autoencoder(folder, autoencoder, scale, size=first.pixels.shape[-1])
 
 
+def random_squares(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """A square of each picture, anywhere: (B, 3, S, S) -> (B, 3, side, side)."""
+    room = x.shape[-1] - side + 1
+    places = torch.randint(room, (len(x), 2), generator=generator).tolist()
+    return torch.stack(
+        [one[:, top : top + side, left : left + side] for one, (top, left) in zip(x, places, strict=True)]
+    )
+
+
 @torch.no_grad()
 def latent_scale(autoencoder: Autoencoder, pixels: Tensor) -> float:
     """One over the deviation of the latents of one batch (Rombach et al. 2022, appendix G): pixels (B, 3, S, S)."""
@@ -112,6 +125,20 @@ def latent_scale(autoencoder: Autoencoder, pixels: Tensor) -> float:
     mean, logvar = autoencoder.encode(pixels.to(device))
     sampled_variance = mean.var() + logvar.exp().mean()
     return float(sampled_variance.rsqrt())
+
+
+def _begin(settings: AutoencoderSettings, config: AutoencoderConfig) -> Autoencoder:
+    if settings.begin_from is not None:
+        autoencoder, _ = read_autoencoder(settings.begin_from)
+        for frozen in (autoencoder.encoder, autoencoder.quant_conv):
+            frozen.requires_grad_(not settings.decoder_only)
+        return autoencoder
+    autoencoder = Autoencoder(config)
+    # Begin with latents that are hardly noisy: unit noise on small means would drown the picture at first.
+    with torch.no_grad():
+        assert autoencoder.quant_conv.bias is not None
+        autoencoder.quant_conv.bias[config.latent_channels :] = START_LOGVAR
+    return autoencoder
 
 
 def _perceptual(path: Path | None) -> Perceptual:

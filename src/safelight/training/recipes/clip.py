@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from safelight.checkpoints.components import write_clip
+from safelight.checkpoints.writing import staged_folder
 from safelight.errors import TrainingError
 from safelight.models.clip import Clip, ClipTextConfig, ClipVisionConfig, initialise
-from safelight.models.tokenizer import ClipTokenizer
+from safelight.models.tokenizer import VOCAB_FILE, ClipTokenizer
 from safelight.training.data import batch_indices
 from safelight.training.loop import Turn
 from safelight.training.losses import contrastive, normalise
@@ -44,18 +45,16 @@ class ClipRecipe:
         text: ClipTextConfig,
         vision: ClipVisionConfig,
         *,
+        cache: Path,
         seed: int,
     ) -> None:
         self.pictures, self.seed = pictures, seed
-        sample = (pictures.caption(i) for i in range(min(len(pictures), CAPTIONS_FOR_VOCABULARY)))
-        self.tokenizer = ClipTokenizer.train(sample, settings.vocabulary, text.context_length)
+        self.tokenizer = kept_vocabulary(pictures, settings.vocabulary, text.context_length, cache)
         self.text = fit_vocabulary(text, self.tokenizer)
         self.vision = vision
         side = pictures[0][0].shape[-1]
         if side != vision.image_size:
-            raise TrainingError(
-                f"pictures are {side} pixels wide but the image tower reads {vision.image_size}"
-            )
+            raise TrainingError(f"pictures are {side} pixels wide but the image tower reads {vision.image_size}")
         torch.manual_seed(seed)
         self.clip = Clip(self.text, vision)
         initialise(self.clip)
@@ -81,13 +80,27 @@ class ClipRecipe:
         return {}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Nothing to keep: the vocabulary follows from the data."""
+        """Nothing to keep here: the vocabulary has its own files."""
 
     def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
         """A folder that transformers' CLIPModel and CLIPTokenizer read too."""
         clip = weights["clip"]
         assert isinstance(clip, Clip)
         write_clip(folder, clip, self.tokenizer)
+
+
+def kept_vocabulary(pictures: Pictures, size: int, length: int, cache: Path) -> ClipTokenizer:
+    """The vocabulary of this run: learned when it begins, read when it goes on.
+
+    Learning it anew would not do: among equally frequent pairs the library merges in any order.
+    """
+    folder = cache / "vocabulary"
+    if not folder.is_dir():
+        sample = (pictures.caption(i) for i in range(min(len(pictures), CAPTIONS_FOR_VOCABULARY)))
+        cache.mkdir(parents=True, exist_ok=True)
+        with staged_folder(folder, VOCAB_FILE) as staging:
+            ClipTokenizer.train(sample, size, length).write(staging)
+    return ClipTokenizer.read(folder, length)
 
 
 def fit_vocabulary(text: ClipTextConfig, tokenizer: ClipTokenizer) -> ClipTextConfig:

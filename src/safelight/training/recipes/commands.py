@@ -1,4 +1,4 @@
-"""From settings to a run, one function per recipe: what `safelight train NAME` calls. Torch is imported when it starts."""
+"""From settings to a run, one function per recipe: what `safelight train NAME` calls."""
 
 # ruff: noqa: PLC0415  (help must not wait for torch)
 
@@ -27,40 +27,51 @@ SCENES = "scenes"
 def clip(*, loop: LoopConfig, data: DataConfig, settings: ClipSettings) -> None:
     """Words and pictures into one space: a CLIP with its vocabulary, from pictures and captions."""
     from safelight.presets import VISION
-    from safelight.training.loop import train
+    from safelight.training.loop import require_free, train
     from safelight.training.recipes.clip import ClipRecipe
 
+    if not loop.resume:
+        require_free(loop.output)
     preset = _preset(settings.preset)
-    recipe = ClipRecipe(settings, _pictures(data), preset.text, VISION[preset.name], seed=loop.seed)
+    recipe = ClipRecipe(settings, _pictures(data), preset.text, VISION[preset.name], cache=loop.output, seed=loop.seed)
     train(recipe, loop)
 
 
 def autoencoder(*, loop: LoopConfig, data: DataConfig, settings: AutoencoderSettings) -> None:
     """Pictures to latents and back."""
-    from safelight.training.loop import train
+    from safelight.training.loop import require_free, train
     from safelight.training.recipes.autoencoder import AutoencoderRecipe
 
+    if not loop.resume:
+        require_free(loop.output)
     config = _preset(settings.preset).autoencoder
-    if data.size % config.factor:
-        raise TrainingError(f"size {data.size} is no multiple of the autoencoder's factor {config.factor}")
+    for name, side in (("size", data.size), ("crop", settings.crop)):
+        if side % config.factor:
+            raise TrainingError(f"{name} {side} is no multiple of the autoencoder's factor {config.factor}")
+    if settings.crop > data.size:
+        raise TrainingError(f"crop {settings.crop} is larger than the pictures: give at most {data.size}")
     train(AutoencoderRecipe(settings, _pictures(data), config, seed=loop.seed), loop)
 
 
 def diffusion(*, loop: LoopConfig, data: DataConfig, settings: DiffusionSettings) -> None:
     """The UNet, in the latent space of a trained autoencoder, told by a trained CLIP."""
-    from safelight.training.loop import train
+    from safelight.training.loop import require_free, train
     from safelight.training.recipes.diffusion import DiffusionRecipe
 
+    if not loop.resume:
+        require_free(loop.output)
     preset = _preset(settings.preset)
     train(DiffusionRecipe(settings, _pictures(data), preset, cache=loop.output, seed=loop.seed), loop)
 
 
 def judge(*, loop: LoopConfig, data: DataConfig) -> None:
     """The classifier by which `safelight evaluate` measures models trained on scenes."""
-    from safelight.training.loop import train
+    from safelight.training.loop import require_free, train
     from safelight.training.recipes.judge import JudgeRecipe
     from safelight.training.scenes import Scenes
 
+    if not loop.resume:
+        require_free(loop.output)
     if data.data != SCENES:
         raise TrainingError(f"the judge learns from the facts of scenes, not from {data.data}: leave out --data")
     train(JudgeRecipe(Scenes(data.count, data.size, data.data_seed, split="all"), seed=loop.seed), loop)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from safelight.checkpoints import Checkpoint, write_folder
 from safelight.checkpoints.components import read_autoencoder, read_clip
+from safelight.checkpoints.files import read_tensors
 from safelight.checkpoints.writing import write_tensors
 from safelight.diffusion.denoiser import Denoiser
 from safelight.diffusion.schedule import Schedule
@@ -29,6 +31,7 @@ from safelight.training.pictures import Pictures, pixels
 from safelight.training.recipes.settings import DiffusionSettings
 
 ENCODE_BATCH = 64
+MOMENTS = "moments"
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,12 @@ class DiffusionRecipe:
         self.autoencoder, scale = read_autoencoder(settings.autoencoder)
         self.autoencoder.eval().requires_grad_(False)
         _check_fit(preset, self.text.config.width, self.autoencoder.config.latent_channels)
-        self.preset = replace(
-            preset, text=self.text.config, autoencoder=self.autoencoder.config, latent_scale=scale
-        )
+        self.preset = replace(preset, text=self.text.config, autoencoder=self.autoencoder.config, latent_scale=scale)
         torch.manual_seed(seed)
         self.unet = UNet(preset.unet)
         # A network that begins by predicting nothing learns faster (Ho et al. 2020, released code).
         nn.init.zeros_(self.unet.conv_out.weight)
+        assert self.unet.conv_out.bias is not None
         nn.init.zeros_(self.unet.conv_out.bias)
         self.schedule = Schedule(preset.schedule)
         self.latents = cached_moments(pictures, self.autoencoder, cache)
@@ -123,26 +125,33 @@ def _check_fit(preset: Preset, text_width: int, latent_channels: int) -> None:
         )
 
 
-@torch.no_grad()
 def cached_moments(pictures: Pictures, autoencoder: Autoencoder, cache: Path) -> Tensor:
-    """Mean and deviation of every picture's latent, (N, 2C, h, w) float16, kept in a file for the next start.
+    """Mean and deviation of every picture's latent, (N, 2C, h, w) float16, kept in files for the next start.
 
-    The file is named after the autoencoder's weights and the data, so a change of either makes a new one.
+    The files are named after the encoder's weights and the data, so a change of either makes new ones. Of several
+    processes each encodes its share and waits for the others' files.
     """
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     digest = hashlib.sha256(pictures.identity.encode())
-    for parameter in autoencoder.parameters():
-        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
-    path = cache / f"latents-{digest.hexdigest()[:16]}.safetensors"
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            kept: Tensor = file.get_tensor("moments")
-            return kept
+    for module in (autoencoder.encoder, autoencoder.quant_conv):
+        for parameter in module.parameters():
+            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    stem = f"latents-{digest.hexdigest()[:16]}"
+    paths = [cache / f"{stem}-{k + 1}-of-{processes}.safetensors" for k in range(processes)]
+    bounds = [k * len(pictures) // processes for k in range(processes + 1)]
+    if not paths[rank].exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        write_tensors(paths[rank], {MOMENTS: _moments(pictures, autoencoder, bounds[rank], bounds[rank + 1])})
+    while not all(path.exists() for path in paths):  # a process that fails is noticed by whoever launched all
+        time.sleep(0.5)
+    return torch.cat([read_tensors(path)[MOMENTS] for path in paths])
+
+
+@torch.no_grad()
+def _moments(pictures: Pictures, autoencoder: Autoencoder, first: int, last: int) -> Tensor:
     moments = []
-    for start in tqdm(range(0, len(pictures), ENCODE_BATCH), desc="encoding pictures", unit="batch"):
-        chosen = range(start, min(start + ENCODE_BATCH, len(pictures)))
+    for start in tqdm(range(first, last, ENCODE_BATCH), desc="encoding pictures", unit="batch", disable=None):
+        chosen = range(start, min(start + ENCODE_BATCH, last))
         mean, logvar = autoencoder.encode(pixels([pictures[i][0] for i in chosen]))
         moments.append(torch.cat([mean, torch.exp(0.5 * logvar)], dim=1).half())
-    whole = torch.cat(moments)
-    cache.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, {"moments": whole})
-    return whole
+    return torch.cat(moments)

@@ -6,7 +6,7 @@ Shapes: B batch, S side of the picture in pixels, N objects in all pictures of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safelight.checkpoints.writing import staged_folder, write_json, write_tensors
+from safelight.checkpoints.components import write_judge
 from safelight.errors import TrainingError
 from safelight.models.judge import Judge, JudgeConfig
 from safelight.training.data import batch_indices
 from safelight.training.loop import Turn
 from safelight.training.pictures import pixels
 from safelight.training.scenes import GROUNDS, LAYOUTS, NAMES, Scenes, labels, render
-
-CONFIG, WEIGHTS = "judge.json", "judge.safetensors"
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,7 @@ class JudgeRecipe:
         """Weights in half precision and the shape, as `safelight evaluate` reads them."""
         judge = weights["judge"]
         assert isinstance(judge, Judge)
-        with staged_folder(folder, CONFIG) as staging:
-            write_tensors(staging / WEIGHTS, {key: value.half() for key, value in judge.state_dict().items()})
-            write_json(staging / CONFIG, asdict(judge.config))
+        write_judge(folder, judge)
 
 
 def blemish(x: Tensor, generator: torch.Generator) -> Tensor:

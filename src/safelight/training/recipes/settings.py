@@ -14,7 +14,7 @@ class DataConfig:
     """Which pictures and captions to train on."""
 
     data: str = "scenes"
-    """A folder of pictures with captions (same-stem .txt or .caption, or metadata.jsonl), or `scenes`: the built-in world."""
+    """A folder of pictures with captions (.txt or .caption beside each, or metadata.jsonl), or `scenes`, built in."""
     size: int = 64
     """Side of the training pictures in pixels; pictures of a folder are scaled to cover and cropped to the centre."""
     count: int = 50_000
@@ -45,6 +45,13 @@ class AutoencoderSettings:
 
     preset: str = "tiny"
     """Whose autoencoder to build."""
+    begin_from: Path | None = None
+    """A folder from `train autoencoder` to go on from, instead of from nothing."""
+    decoder_only: bool = False
+    """Leave the encoder as it is: latents, and all that was trained on them, stay valid."""
+    crop: int = 0
+    """Train on random squares of this side, in pixels: most of what is to be learned is local, and costs less so.
+    0 takes whole pictures."""
     perceptual: Path | None = None
     """A folder from `train clip`, or a file of LPIPS weights with VGG-16; without it there is no perceptual term."""
     perceptual_weight: float = 1.0
@@ -61,6 +68,10 @@ class AutoencoderSettings:
     """Strided layers: 3 looks at patches of 70 pixels, 2 of 34, 1 of 16."""
 
     def __post_init__(self) -> None:
+        if self.decoder_only and self.begin_from is None:
+            raise TrainingError("decoder_only needs an autoencoder that has been trained: add --begin-from FOLDER")
+        if self.crop < 0:
+            raise TrainingError(f"crop is {self.crop}: give the side of a square in pixels, or 0 for whole pictures")
         for name in ("perceptual_weight", "kl_weight", "adversarial_weight"):
             if not getattr(self, name) >= 0:
                 raise TrainingError(f"{name} is {getattr(self, name)}: give a number that is 0 or more")

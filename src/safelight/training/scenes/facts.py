@@ -30,9 +30,7 @@ Place = Literal[
     "in front of",  # the first hides a part of the second
     "row",  # three objects from left to right
 ]
-Layout = Literal[
-    "left", "right", "top", "bottom", "middle", "side by side", "stacked", "overlapping", "three in a row"
-]
+Layout = Literal["left", "right", "top", "bottom", "middle", "side by side", "stacked", "overlapping", "three in a row"]
 Split = Literal["train", "held_out", "all"]
 """Scenes without any held-out combination, only those with one, or both as they come (for the judge)."""
 

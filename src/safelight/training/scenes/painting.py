@@ -78,9 +78,7 @@ def place(facts: Facts, rng: Random) -> tuple[Placement, ...]:
             sides = _OVERLAP_SIDES if seen == "overlapping" else _PAIR_SIDES
             side = sides[facts.sizes[i]] * (1 + 0.07 * rng.choice(_SIZE_STEPS))
         x, y = _SLOTS[seen][slot]
-        placements[i] = _inside(
-            x + shift_x + rng.uniform(-own, own), y + shift_y + rng.uniform(-own, own), side
-        )
+        placements[i] = _inside(x + shift_x + rng.uniform(-own, own), y + shift_y + rng.uniform(-own, own), side)
     return tuple(placements)
 
 

@@ -60,9 +60,7 @@ def _pixels(scene: Scene, size: int) -> Tensor:
 def render(scene: Scene, size: int | None = None) -> Image.Image:
     """The picture of a scene, RGB, at its own size or at another."""
     side = scene.size if size is None else size
-    return Image.fromarray(
-        painting.paint(scene.facts, scene.placements, scene.order, Random(scene.seed), side)
-    )
+    return Image.fromarray(painting.paint(scene.facts, scene.placements, scene.order, Random(scene.seed), side))
 
 
 class Scenes:
@@ -76,9 +74,7 @@ class Scenes:
         if count < 1:
             raise DataError(f"{count} scenes are nothing to learn from: ask for one or more")
         if size < _SMALLEST:
-            raise DataError(
-                f"scenes of {size} pixels are too small to show anything: choose {_SMALLEST} or more"
-            )
+            raise DataError(f"scenes of {size} pixels are too small to show anything: choose {_SMALLEST} or more")
         self.count, self.size, self.seed, self.split = count, size, seed, split
 
     def __len__(self) -> int:
