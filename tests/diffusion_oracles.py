@@ -1,13 +1,9 @@
-"""For the tests of the diffusion room: recorded numbers of the original code, and networks with a formula."""
+"""For the tests of the diffusion room: noise and networks with a formula."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,19 +13,7 @@ from safelight.diffusion.samplers import Step
 from safelight.diffusion.schedule import Schedule, ScheduleConfig
 from safelight.doors import Conditioning
 
-GOLDEN = Path(__file__).parent / "golden"
 SD = ScheduleConfig(kind="scaled_linear", start=0.00085, end=0.012, steps=1000)
-
-
-def golden(case: str) -> dict[str, Tensor]:
-    """The arrays of a recorded case."""
-    with np.load(GOLDEN / case / "data.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-def meta(case: str) -> dict[str, Any]:
-    """How a recorded case was made."""
-    return json.loads((GOLDEN / case / "meta.json").read_text("utf-8"))  # type: ignore[no-any-return]  # json
 
 
 class Replay:

@@ -18,7 +18,9 @@ from torch import Tensor
 from checkpoint_cases import manifest, same, toy_checkpoint
 from safelight.checkpoints import Checkpoint, configs, read, write_folder
 from safelight.checkpoints.layouts import diffusers, ldm
+from safelight.checkpoints.vocabulary import cached_tokenizer
 from safelight.errors import ModelFileError
+from safelight.models.tokenizer import END, START, ClipTokenizer
 from safelight.presets import PRESETS
 
 TOY = toy_checkpoint()
@@ -103,6 +105,22 @@ def test_a_file_without_a_vocabulary_says_so_when_words_are_needed(
     TOY.words().write(tmp_path / "words")
     given = read(tmp_path / "x.safetensors", preset=TOY.preset, tokenizer=tmp_path / "words")
     assert given.words().vocab == TOY.words().vocab
+
+
+def test_clips_vocabulary_is_found_in_the_local_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = PRESETS["sd1"].text
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert cached_tokenizer(text) is None
+    known = [word for word in TOY.words().vocab if not word.startswith("<|")]
+    words = [*known, *(f"filler {i}" for i in range(len(known), text.vocab_size - 2)), START, END]
+    commit = tmp_path / "models--openai--clip-vit-large-patch14/snapshots/abc"
+    ClipTokenizer({word: i for i, word in enumerate(words)}, TOY.words().merges).write(commit)
+    (tmp_path / "models--openai--clip-vit-large-patch14/refs").mkdir()
+    (tmp_path / "models--openai--clip-vit-large-patch14/refs/main").write_text("abc")
+    found = cached_tokenizer(text)
+    assert found is not None
+    assert (found.start_token, found.end_token, found.pad_token) == (49406, 49407, 49407)
+    assert cached_tokenizer(TOY.preset.text) is None, "it is not that model's"
 
 
 def test_a_wrong_preset_names_key_expected_and_actual(tmp_path: Path) -> None:
@@ -366,7 +384,8 @@ def test_a_damaged_vocabulary_is_named(folder: Path) -> None:
     whole = vocab.read_text(), merges.read_text()
     for path, content, said in (
         (vocab, "{", "no JSON"),
-        (vocab, json.dumps({"a": 1}), "startoftext"),
+        (vocab, json.dumps({"a": 1}), "1 words"),
+        (vocab, json.dumps({f"w{i}": i for i in TOY.words().vocab.values()}), "startoftext"),
         (vocab, json.dumps(dict.fromkeys(TOY.words().vocab, "x")), "words"),
         (vocab, json.dumps({**TOY.words().vocab, "one more": 5}), "words"),
         (merges, "#version: 0.2\na b c\n", "no pair"),

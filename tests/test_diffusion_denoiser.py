@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_oracles import SD, close, golden, ldm_network, scheduler_network, sgm_network, whole_t_network
+from diffusion_oracles import (
+    SD,
+    close,
+    ldm_network,
+    scheduler_network,
+    sgm_network,
+    whole_t_network,
+)
+from golden_cases import golden
 from safelight.diffusion.denoiser import Denoiser, Prediction
 from safelight.diffusion.guidance import classifier_free, conditioned, keep_known
 from safelight.diffusion.schedule import Schedule

@@ -17,14 +17,13 @@ from diffusion_oracles import (
     Replay,
     close,
     formula_denoise,
-    golden,
     k_denoise,
     ldm_network,
-    meta,
     no_noise,
     sgm_network,
     walk,
 )
+from golden_cases import golden, meta
 from safelight.diffusion import sigmas as room
 from safelight.diffusion.denoiser import Denoise, Denoiser, Prediction
 from safelight.diffusion.guidance import classifier_free, conditioned, keep_known

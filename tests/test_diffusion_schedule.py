@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_oracles import SD, close, golden, meta
+from diffusion_oracles import (
+    SD,
+    close,
+)
+from golden_cases import golden, meta
 from safelight.diffusion import sigmas as room
 from safelight.diffusion.schedule import Schedule, ScheduleConfig
 from safelight.diffusion.sigmas import SPACINGS, Spacing, exponential, karras, leading, linspace, sigmas, tail
@@ -174,9 +178,7 @@ def test_a_karras_range_of_their_own() -> None:
     for steps in (2, 10, 50):
         outer = leading(SCHEDULE, steps)
         spacing = partial(karras, low=float(outer[-1]), high=float(outer[0]))
-        torch.testing.assert_close(
-            sigmas(SCHEDULE, steps, spacing), data[f"sigmas_{steps}"], rtol=5e-6, atol=0
-        )
+        torch.testing.assert_close(sigmas(SCHEDULE, steps, spacing), data[f"sigmas_{steps}"], rtol=5e-6, atol=0)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

@@ -20,6 +20,7 @@ from safelight.evaluation.prompts import held_out_prompts, real_scene
 from safelight.evaluation.proportions import Share
 from safelight.models.judge import Judge, JudgeConfig, Verdict
 from safelight.training.scenes import GROUNDS, LAYOUTS, NAMES, Facts, Scene, labels, make_scene
+from safelight.training.scenes.facts import Place, Size
 
 CELLS = 8
 
@@ -37,9 +38,9 @@ def perfect(scenes: list[Scene]) -> Verdict:
     return Verdict(map_.amax((2, 3)), grounds, layouts, map_)
 
 
-def a_scene(*objects: str, place: str) -> Scene:
-    sizes = ("medium",) * len(objects)
-    return make_scene(Facts(objects, sizes, "blue", "plain", place), Random(0))  # type: ignore[arg-type]  (a literal by value)
+def a_scene(*objects: str, place: Place) -> Scene:
+    sizes: tuple[Size, ...] = tuple("medium" for _ in objects)
+    return make_scene(Facts(objects, sizes, "blue", "plain", place), Random(0))
 
 
 def marks_of(shown: Scene, asked: Scene) -> Marks:
@@ -85,7 +86,7 @@ def test_an_unstated_place_means_the_middle_and_is_not_counted_as_stated() -> No
 
 
 @pytest.mark.parametrize(("place", "opposite"), [("left of", "right of"), ("right of", "left of"), ("above", "below")])
-def test_the_order_of_a_pair_is_asked_only_where_both_are_found_and_it_is_stated(place: str, opposite: str) -> None:
+def test_the_order_of_a_pair_is_asked_only_where_both_are_found_and_it_is_stated(place: Place, opposite: Place) -> None:
     asked = a_scene("rocket", "banana", place=place)
     assert marks_of(asked, asked) == {"ground": True, "pair": True, "relation": True}
     swapped = marks_of(a_scene("rocket", "banana", place=opposite), asked)

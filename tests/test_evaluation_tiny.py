@@ -191,7 +191,7 @@ def test_a_judge_learns_where_and_what_from_a_few_pictures() -> None:
         (turn,) = recipe.turns(batch, torch.Generator().manual_seed(step), 0)
         logs.append({key: float(value) for key, value in turn.log.items()})
         optimizer.zero_grad()
-        turn.loss.backward()
+        torch.autograd.backward(turn.loss)
         optimizer.step()
     assert all(p.grad is not None and bool(p.grad.any()) for p in recipe.judge.parameters())
     assert logs[-1]["loss"] < 0.5 * logs[0]["loss"]

@@ -114,18 +114,26 @@ def test_what_is_stacked_under_the_latent_may_come_by_its_own_door() -> None:
 
 @pytest.mark.parametrize("case", ["unet_sd1", "unet_ldm_cin256v2_style"])
 def test_the_inside_of_the_unet(case: str) -> None:
-    data, network, seen = golden(case), unet(case), {}
-    first, last = network.down_blocks[0], network.up_blocks[0]
-    places: dict[str, nn.Module] = {
-        "time_embed": network.time_embedding,
-        "input_blocks.0": network.conv_in,
-        "input_blocks.1": first.attentions[0] if len(first.attentions) > 0 else first.resnets[0],
-        "middle_block": network.mid_block,
-        "output_blocks.0": last.attentions[0] if len(last.attentions) > 0 else last.resnets[0],
-        "output_blocks.2": last.upsamplers[0],
+    data, network = golden(case), unet(case)
+    depth = UNETS[case].transformer_depth
+    places = {
+        "time_embed": "time_embedding",
+        "input_blocks.0": "conv_in",
+        "input_blocks.1": f"down_blocks.0.{'attentions' if depth[0] > 0 else 'resnets'}.0",
+        "middle_block": "mid_block",
+        "output_blocks.0": f"up_blocks.0.{'attentions' if depth[-1] > 0 else 'resnets'}.0",
+        "output_blocks.2": "up_blocks.0.upsamplers.0",
     }
-    for name, module in places.items():
-        module.register_forward_hook(lambda _m, _a, out, name=name: seen.update({name: out}))
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str) -> None:
+        def note(_module: nn.Module, _inputs: object, out: Tensor) -> None:
+            seen[name] = out
+
+        network.get_submodule(places[name]).register_forward_hook(note)
+
+    for name in places:
+        watch(name)
     network(data["x"], data["t"].float(), Conditioning(context=data["context"]))
     compared = [name for name in places if f"act.{name}" in data]
     assert len(compared) >= 4

@@ -6,13 +6,12 @@ from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import conv2d
 
-from golden_cases import agree, golden, meta, off, weight, weights
+from golden_cases import agree, golden, off, weight, weights
 from safelight.models.discriminator import PatchDiscriminator
 from safelight.models.lpips import LPIPS
-from safelight.training.ema import Ema
 from safelight.training.losses import adaptive_weight, hinge, reconstruction
 
 KL = "training/kl_lpips_disc_hinge"
@@ -110,20 +109,3 @@ def test_a_wrong_loss_would_be_seen(fault: str) -> None:
     if fault == "mean over pixels":
         wrong = wrong / data["x"][0].numel()
     assert off(wrong, right) > 1e-2
-
-
-def test_the_moving_average() -> None:
-    """The original's counter and warm-up of the decay, with five recorded updates."""
-    case = "training/lit_ema"
-    data = golden(case)
-    assert meta(case)["notes"].startswith("decay = min(0.9999")
-    module = nn.Linear(3, 2)
-    module.load_state_dict({"weight": weight("weight", (2, 3)), "bias": weight("bias", (2,))})
-    ema = Ema(module, 0.9999)
-    for i, shadow in enumerate(data["shadow_after_each"]):
-        with torch.no_grad():  # as an optimizer's steps would move it
-            module.weight += data[f"update{i}.weight"]
-            module.bias += data[f"update{i}.bias"]
-        ema.update()
-        found = torch.cat([ema.module.weight.flatten(), ema.module.bias])
-        agree(f"average after update {i + 1}", found, shadow)

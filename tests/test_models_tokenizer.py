@@ -97,7 +97,8 @@ def trained() -> ClipTokenizer:
 def theirs(trained: ClipTokenizer, tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder, trained)
-    return CLIPTokenizer.from_pretrained(folder)
+    found: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return found
 
 
 @pytest.mark.parametrize("text", [*RECORDED, *TEXTS, "\x00\x1f", "ΣΑΣ İ ß ǅ", "x" * 500, "\U0001f469‍\U0001f680"])

@@ -172,14 +172,18 @@ def test_words_and_guidance_are_seen_in_these_pictures(theirs: StableDiffusionPi
     [
         ("ddim", "leading"),
         ("euler", "leading"),
-        ("euler", "karras"),
         ("heun", "leading"),
         ("lms", "leading"),
-        ("dpmpp_2m", "leading"),
+        ("ddim", "trailing"),
+        ("dpmpp_2m", "trailing"),
     ],
 )
 def test_our_folder_draws_our_picture_there(ours: Model, tmp_path: Path, sampler: str, spacing: str) -> None:
-    """With the scheduler that stands in the folder we write: nobody sets one."""
+    """With the scheduler that stands in the folder we write: nobody sets one.
+
+    Not every spacing can be the same there: diffusers begins Euler's other spacings at noise of another size, and
+    means others than we do by DPM-Solver's "leading" and "linspace".
+    """
     preset = replace(ours.preset, sampler=sampler, spacing=spacing)
     model = Model(preset, ours.unet, ours.autoencoder, ours.text, ours.tokenizer)
     model.save(tmp_path / "model")
@@ -234,7 +238,7 @@ def test_an_autoencoder_that_we_write_is_one_of_diffusers(tmp_path: Path) -> Non
     config = AutoencoderConfig(latent_channels=3, channels=(8, 16), blocks_per_level=1, norm_groups=4)
     torch.manual_seed(0)
     autoencoder = Autoencoder(config).eval().requires_grad_(False)
-    write_autoencoder(tmp_path / "vae", autoencoder, 0.7)
+    write_autoencoder(tmp_path / "vae", autoencoder, 0.7, 16)
     theirs, said = AutoencoderKL.from_pretrained(tmp_path / "vae", output_loading_info=True)
     assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.config.scaling_factor == 0.7

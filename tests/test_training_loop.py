@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import threading
 from dataclasses import replace
@@ -14,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from runs import MODEL, WIDTH, Numbers, OnePart, TwoParts, kept, run, settings, state
-from safelight.errors import SafelightError, TrainingError
+from safelight.errors import OutputError, SafelightError, TrainingError
 from safelight.training.batches import batches, change_tensors
 from safelight.training.loop import train
 
@@ -159,6 +160,22 @@ def test_the_bar_says_images_rate_and_loss(tmp_path: Path, capsys: pytest.Captur
     assert shown.out == "", "results go to stdout, progress does not"
     assert "96/96 images" in shown.err
     assert "images/s, loss " in shown.err
+
+
+@pytest.mark.parametrize("call", ["add_scalar", "close"])
+def test_a_full_disk_under_the_curves_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: str
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{call}", full)
+    if call == "close":
+        run(OnePart(), settings(tmp_path))
+        assert "points of the curves could not be written (No space left" in capsys.readouterr().err
+        return
+    with pytest.raises(OutputError, match=r"curves in .* could not be written \(No space left"):
+        run(OnePart(), settings(tmp_path))
 
 
 # Folders

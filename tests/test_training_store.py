@@ -41,6 +41,11 @@ def state(images: int) -> State:
     )
 
 
+def saved(store: Store, images: int) -> Path:
+    store.save(images, TENSORS, state(images))
+    return store.path(images)
+
+
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
@@ -53,7 +58,7 @@ def require_whole(path: Path) -> None:
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    path = Store(tmp_path, keep=2).save(12, TENSORS, state(12))
+    path = saved(Store(tmp_path, keep=2), 12)
     require_whole(path)
     assert read_state(path) == state(12)
     assert names(path) == ["ema.safetensors", "manifest.json", "state.json", "weights.safetensors"]
@@ -69,7 +74,7 @@ def test_the_oldest_go_and_numbers_are_ordered_as_numbers(tmp_path: Path) -> Non
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     store = Store(tmp_path, keep=5)
-    good, bad = store.save(4, TENSORS, state(4)), store.save(8, TENSORS, state(8))
+    good, bad = saved(store, 4), saved(store, 8)
     dice = random.Random(0)
     for file in sorted(bad.iterdir()):
         data = file.read_bytes()
@@ -90,7 +95,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.json", "manifest.json"])
 def test_missing_and_truncated_files_are_named(tmp_path: Path, file: str) -> None:
-    path = Store(tmp_path, keep=1).save(4, TENSORS, state(4))
+    path = saved(Store(tmp_path, keep=1), 4)
     data = (path / file).read_bytes()
     (path / file).write_bytes(data[:-3])
     fault = damage(path)
@@ -101,7 +106,7 @@ def test_missing_and_truncated_files_are_named(tmp_path: Path, file: str) -> Non
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    path = Store(tmp_path, keep=1).save(4, TENSORS, state(4))
+    path = saved(Store(tmp_path, keep=1), 4)
     content = (path / "state.json").read_text().replace('"format": 1', '"format": 2')
     (path / "state.json").write_text(content)
     with pytest.raises(TrainingError, match="has format 2, this version reads 1"):
@@ -137,7 +142,7 @@ def test_a_disk_full_at_any_call_leaves_the_earlier_checkpoint_and_nothing_half_
     for at in range(1000):
         folder = tmp_path / str(at)
         store = Store(folder, keep=1)
-        before = store.save(4, TENSORS, state(4))
+        before = saved(store, 4)
         with failing(at) as made:
             try:
                 store.save(8, TENSORS, state(8))

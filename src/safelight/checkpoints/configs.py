@@ -328,7 +328,8 @@ def read_schedule(path: Path, base: Preset) -> Preset:
     heun = fields.content.get("_class_name") == "HeunDiscreteScheduler"
     fields.must({"trained_betas": None, "rescale_betas_zero_snr": False})
     kind = KINDS[fields.word("beta_schedule", "linear", KINDS)]
-    start, end = (0.00085, 0.012) if heun else (0.0001, 0.02)
+    sd1 = PRESETS["sd1"].schedule  # whose betas are this one scheduler's defaults
+    start, end = (sd1.start, sd1.end) if heun else (0.0001, 0.02)
     start, end = fields.number("beta_start", start), fields.number("beta_end", end)
     steps = fields.whole("num_train_timesteps", 1000)
     try:

@@ -30,8 +30,10 @@ def read_tokenizer(folder: Path, config: ClipTextConfig) -> ClipTokenizer:
         path = folder / ONE_FILE
         vocab, merges = _one_file(path)
     ids = {word: i for word, i in vocab.items() if isinstance(i, int) and 0 <= i < config.vocab_size}
-    if len(vocab) > config.vocab_size or len(ids) != len(vocab):
-        raise ModelFileError(f"{path} has {len(vocab)} words, the text tower {config.vocab_size}; give the model's own")
+    if not len(vocab) == len(ids) == len(set(ids.values())) == config.vocab_size:
+        raise ModelFileError(
+            f"{path} has {len(vocab)} words, the text tower {config.vocab_size}; give the vocabulary of this model"
+        )
     if START not in ids or END not in ids:
         raise ModelFileError(f"{path} lacks {START} or {END}; give a vocabulary of CLIP's kind")
     return ClipTokenizer(ids, merges, config.context_length, _pad_token(folder, ids))

@@ -278,7 +278,8 @@ class _Run(Generic[B]):
             for part in self.parts.values():
                 for file, content in part.tensors().items():
                     tensors[file].update(content)
-            self.saved = self.store.save(self.images, {k: v for k, v in tensors.items() if v}, self._state())
+            self.store.save(self.images, {k: v for k, v in tensors.items() if v}, self._state())
+        self.saved = self.store.path(self.images)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> State:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from safelight.errors import SafelightError
+from safelight.errors import OutputError, SafelightError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,7 +82,11 @@ class Progress:
     ) -> None:
         self._bar.close()
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except OSError as fault:  # must not hide the error that ended the run, nor undo a finished one
+                line = f"the last points of the curves could not be written ({fault.strerror})"
+                print(line, file=sys.stderr, flush=True)
 
     def note(self, part: str, values: Mapping[str, Tensor | float]) -> None:
         """Values of one turn, kept on the device until a point of the curves is due."""
@@ -93,13 +97,23 @@ class Progress:
             self._window.setdefault(f"{part}/{name}", []).append(kept)
 
     def step(self, seen: int, loss: float, lr: float, skipped: int) -> None:
-        """One step is done, which makes `seen` images in all."""
+        """One step is done, which makes `seen` images in all.
+
+        Raises:
+            OutputError: the disk of the curves is full.
+        """
         note = f", skipped {skipped}" if skipped > 0 else ""
         self._bar.set_postfix_str(f"loss {loss:.4f}{note}", refresh=False)
         self._bar.update(seen - self._bar.n)
         self._steps += 1
         if self._writer is not None and self._steps % self.every == 0:
-            self._write(self._writer, seen, lr, skipped)
+            try:
+                self._write(self._writer, seen, lr, skipped)
+            except OSError as error:
+                raise OutputError(
+                    f"the curves in {self._writer.log_dir} could not be written ({error.strerror}): "
+                    "make room, and continue with --resume"
+                ) from error
 
     def _write(self, writer: SummaryWriter, seen: int, lr: float, skipped: int) -> None:
         for tag, values in self._window.items():

@@ -107,7 +107,11 @@ class Store:
             for path in self.folder.glob(f".*{SUFFIX}"):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def save(self, images: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> Path:
+    def path(self, images: int) -> Path:
+        """Where the checkpoint after so many images is, or would be."""
+        return self.folder / f"{images:012d}"
+
+    def save(self, images: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> None:
         """Write one checkpoint, verify it, and only then delete those beyond `keep`.
 
         Args:
@@ -116,7 +120,7 @@ class Store:
         Raises:
             OutputError: it could not be written; nothing of it is left, and the earlier ones are all there.
         """
-        target = self.folder / f"{images:012d}"
+        target = self.path(images)
         with staged_folder(target, MANIFEST) as staging:
             for name, content in tensors.items():
                 write_tensors(staging / f"{name}.safetensors", content)
@@ -133,7 +137,6 @@ class Store:
                 "the earlier checkpoints are kept"
             )
         self._prune()
-        return target
 
     def _prune(self) -> None:
         for path in self.all()[: -self.keep]:

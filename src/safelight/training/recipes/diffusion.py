@@ -23,7 +23,7 @@ from safelight.diffusion.weighting import min_snr
 from safelight.doors import Conditioning
 from safelight.errors import TrainingError
 from safelight.models.autoencoder import Autoencoder
-from safelight.models.unet import UNet
+from safelight.models.unet import UNet, initialise
 from safelight.presets import Preset
 from safelight.training.data import batch_indices
 from safelight.training.loop import Turn
@@ -60,10 +60,7 @@ class DiffusionRecipe:
         self.preset = replace(preset, text=self.text.config, autoencoder=self.autoencoder.config, latent_scale=scale)
         torch.manual_seed(seed)
         self.unet = UNet(preset.unet)
-        # A network that begins by predicting nothing learns faster (Ho et al. 2020, released code).
-        nn.init.zeros_(self.unet.conv_out.weight)
-        assert self.unet.conv_out.bias is not None
-        nn.init.zeros_(self.unet.conv_out.bias)
+        initialise(self.unet)
         self.schedule = Schedule(preset.schedule)
         self.latents = cached_moments(pictures, self.autoencoder, cache)
         self.captions = [pictures.caption(i) for i in range(len(pictures))]

@@ -112,14 +112,20 @@ class JudgeRecipe:
 
 
 def blemish(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Softness, noise and a shift of brightness, as decoded latents have: (B, 3, S, S) -> (B, 3, S, S)."""
-    count = len(x)
+    """Softness, noise fine and coarse, a shift of brightness: what decoded latents have, each to a random degree.
+
+    (B, 3, S, S) -> (B, 3, S, S). A judge that has never seen it takes a soft picture for another object.
+    """
+    count, side = len(x), x.shape[-1]
 
     def uniform() -> Tensor:
         return torch.rand(count, 1, 1, 1, generator=generator).to(x.device)
 
-    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    softness = 0.8 * uniform()
-    x = x + softness * (soft - x)
-    noise = torch.randn(x.shape, generator=generator).to(x.device)
-    return x + 0.12 * uniform() * noise + 0.1 * (2 * uniform() - 1)
+    def noise(size: int) -> Tensor:
+        return torch.randn(count, 3, size, size, generator=generator).to(x.device)
+
+    for _ in range(2):
+        soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        x = x + 0.8 * uniform() * (soft - x)
+    coarse = F.interpolate(noise(max(1, side // 4)), size=(side, side), mode="bilinear")
+    return x + 0.12 * uniform() * noise(side) + 0.15 * uniform() * coarse + 0.1 * (2 * uniform() - 1)
