@@ -2,62 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from safelight.checkpoints import configs
 from safelight.checkpoints.fields import Fields
-from safelight.checkpoints.files import read_json, read_tensors
+from safelight.checkpoints.files import read_tensors
+from safelight.checkpoints.vocabulary import read_tokenizer, settled, write_tokenizer
 from safelight.checkpoints.writing import staged_folder, write_json, write_tensors
 from safelight.errors import ModelFileError
 from safelight.models.autoencoder import Autoencoder
-from safelight.models.clip import Activation, Clip, ClipTextConfig, ClipVisionConfig
+from safelight.models.clip import Clip
 from safelight.models.judge import Judge, JudgeConfig
 from safelight.models.lpips import LPIPS
 from safelight.models.tokenizer import ClipTokenizer
 
 CONFIG = "config.json"
 CLIP_WEIGHTS = "model.safetensors"
+TEXT_SECTION, VISION_SECTION = "text_config", "vision_config"
 AUTOENCODER_WEIGHTS = "diffusion_pytorch_model.safetensors"
 JUDGE_CONFIG, JUDGE_WEIGHTS = "judge.json", "judge.safetensors"
-
-
-@dataclass(frozen=True)
-class _Tower:
-    """A tower in the words of a transformers config."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    hidden_act: Activation
-    projection_dim: int
-
-
-@dataclass(frozen=True)
-class _TextTower(_Tower):
-    vocab_size: int
-    max_position_embeddings: int
-    bos_token_id: int
-    eos_token_id: int
-    pad_token_id: int
-
-
-@dataclass(frozen=True)
-class _VisionTower(_Tower):
-    image_size: int
-    patch_size: int
-
-
-@dataclass(frozen=True)
-class _ClipConfig:
-    text_config: _TextTower
-    vision_config: _VisionTower
 
 
 def write_clip(folder: Path, clip: Clip, tokenizer: ClipTokenizer) -> None:
@@ -71,21 +39,12 @@ def write_clip(folder: Path, clip: Clip, tokenizer: ClipTokenizer) -> None:
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": text.projection_width,
-        "text_config": configs.text_json(text),
-        "vision_config": {
-            "hidden_size": vision.width,
-            "intermediate_size": vision.mlp_width,
-            "num_hidden_layers": vision.layers,
-            "num_attention_heads": vision.heads,
-            "hidden_act": vision.activation,
-            "projection_dim": vision.projection_width,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch,
-        },
+        TEXT_SECTION: configs.text_json(text),
+        VISION_SECTION: configs.vision_json(vision),
     }
     with staged_folder(folder, CONFIG) as staging:
         write_tensors(staging / CLIP_WEIGHTS, clip.state_dict())
-        tokenizer.write(staging)
+        write_tokenizer(staging, tokenizer)
         write_json(staging / CONFIG, config)
 
 
@@ -96,42 +55,13 @@ def read_clip(folder: Path) -> tuple[Clip, ClipTokenizer]:
         ModelFileError: a file is missing or does not fit.
     """
     path = folder / CONFIG
-    try:
-        # Other fields of a transformers config do not change these towers' shapes.
-        config = TypeAdapter(_ClipConfig).validate_python(read_json(path), extra="ignore")
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ModelFileError(f"{path}: {where}: {first['msg']}; give a folder from `safelight train clip`") from error
-    text, vision = config.text_config, config.vision_config
+    text = configs.read_text(path, TEXT_SECTION)
+    tokenizer = read_tokenizer(folder, text)
+    text = settled(text, tokenizer)
     with torch.device("meta"):
-        clip = Clip(
-            ClipTextConfig(
-                vocab_size=text.vocab_size,
-                width=text.hidden_size,
-                layers=text.num_hidden_layers,
-                heads=text.num_attention_heads,
-                mlp_width=text.intermediate_size,
-                context_length=text.max_position_embeddings,
-                activation=text.hidden_act,
-                projection_width=text.projection_dim,
-                start_token=text.bos_token_id,
-                end_token=text.eos_token_id,
-                pad_token=text.pad_token_id,
-            ),
-            ClipVisionConfig(
-                width=vision.hidden_size,
-                layers=vision.num_hidden_layers,
-                heads=vision.num_attention_heads,
-                mlp_width=vision.intermediate_size,
-                image_size=vision.image_size,
-                patch=vision.patch_size,
-                activation=vision.hidden_act,
-                projection_width=vision.projection_dim,
-            ),
-        )
+        clip = Clip(text, configs.read_vision(path, VISION_SECTION))
     _fill(clip, folder / CLIP_WEIGHTS)
-    return clip, ClipTokenizer.read(folder, text.max_position_embeddings, text.pad_token_id)
+    return clip, tokenizer
 
 
 def write_autoencoder(folder: Path, autoencoder: Autoencoder, latent_scale: float, size: int) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 from safelight.checkpoints.fields import Fields
 from safelight.errors import ModelFileError
 from safelight.models.autoencoder import AutoencoderConfig
-from safelight.models.clip import LAYER_EPS, Activation, ClipTextConfig
+from safelight.models.clip import ACTIVATIONS, LAYER_EPS, Activation, ClipTextConfig, ClipVisionConfig
 from safelight.models.unet import RESNET_EPS, UNetConfig
 from safelight.presets import PRESETS, Preset
 
@@ -223,18 +223,18 @@ def autoencoder_json(config: AutoencoderConfig, latent_scale: float, size: int) 
     }
 
 
-def read_text(path: Path) -> ClipTextConfig:
+def read_text(path: Path, section: str | None = None) -> ClipTextConfig:
     """`text_encoder/config.json` -> our config. The marks' ids are settled by the tokenizer.
+
+    section: where in the file, if it describes more (that of a whole CLIP: `text_config`).
 
     Raises:
         ModelFileError: a field asks for a network that we do not have.
     """
-    fields = Fields(path)
+    fields = Fields(path, section)
     fields.must({"layer_norm_eps": LAYER_EPS})
     fields.word("model_type", "clip_text_model", ("clip_text_model", "clip"))
-    activation: Activation = "gelu"
-    if fields.word("hidden_act", "quick_gelu", ("quick_gelu", "gelu")) == "quick_gelu":
-        activation = "quick_gelu"
+    activation = _activation(fields)
     width, heads = fields.whole("hidden_size", 512), fields.whole("num_attention_heads", 8)
     if width % heads:
         raise fields.bad("num_attention_heads", heads, f"a divisor of hidden_size {width}")
@@ -277,6 +277,50 @@ def text_json(config: ClipTextConfig) -> dict[str, object]:
         "eos_token_id": config.end_token,
         "pad_token_id": config.pad_token,
     }
+
+
+def read_vision(path: Path, section: str) -> ClipVisionConfig:
+    """The section of an image tower in the `config.json` of a whole CLIP -> our config.
+
+    Raises:
+        ModelFileError: a field asks for a network that we do not have.
+    """
+    fields = Fields(path, section)
+    fields.must({"layer_norm_eps": LAYER_EPS, "num_channels": 3, "model_type": "clip_vision_model"})
+    fields.ignore(_TEXT_IGNORED)
+    config = ClipVisionConfig(
+        width=fields.whole("hidden_size", 768),
+        layers=fields.whole("num_hidden_layers", 12, MOST_LAYERS),
+        heads=fields.whole("num_attention_heads", 12),
+        mlp_width=fields.whole("intermediate_size", 3072),
+        image_size=fields.whole("image_size", 224),
+        patch=fields.whole("patch_size", 32),
+        activation=_activation(fields),
+        projection_width=fields.whole("projection_dim", 512),
+    )
+    fields.done()
+    return config
+
+
+def vision_json(config: ClipVisionConfig) -> dict[str, object]:
+    """Our config -> the section of an image tower."""
+    return {
+        "model_type": "clip_vision_model",
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "image_size": config.image_size,
+        "patch_size": config.patch,
+        "hidden_act": config.activation,
+        "projection_dim": config.projection_width,
+        "layer_norm_eps": LAYER_EPS,
+    }
+
+
+def _activation(fields: Fields) -> Activation:
+    word = fields.word("hidden_act", "quick_gelu", ACTIVATIONS)
+    return "quick_gelu" if word == "quick_gelu" else "gelu"
 
 
 def _same(fields: Fields, name: str, values: tuple[int, ...]) -> int:
@@ -346,7 +390,10 @@ def schedule_json(preset: Preset) -> dict[str, object]:
     spacing = preset.spacing if preset.spacing in ("leading", "linspace", "trailing") else "leading"
     sigmas: dict[str, object] = {}
     if scheduler.sigmas and preset.spacing in ("karras", "exponential"):
-        sigmas = {f"use_{preset.spacing}_sigmas": True}
+        # Theirs reach from the first to the last of the spaced timesteps, ours over the whole schedule.
+        spacing, sigmas = "linspace", {f"use_{preset.spacing}_sigmas": True}
+    if preset.sampler == "dpmpp_2m" and preset.spacing == "sgm_uniform":
+        spacing = "linspace"  # what this one scheduler calls so
     return {
         "_class_name": scheduler.class_name,
         "num_train_timesteps": preset.schedule.steps,

@@ -13,11 +13,19 @@ MOST = 1 << 20
 
 
 class Fields:
-    """The fields of one `config.json`. Absent ones take the defaults of the library that wrote it."""
+    """The fields of one `config.json`, or of one section of it.
 
-    def __init__(self, path: Path) -> None:
+    Absent ones take the defaults of the library that wrote it.
+    """
+
+    def __init__(self, path: Path, section: str | None = None) -> None:
         self.path = path
-        self.content = {k: v for k, v in read_json(path).items() if not k.startswith("_")}
+        content: object = read_json(path)
+        if section is not None:
+            content = content.get(section) if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise ModelFileError(f"{path} has no {section}: it describes another kind of model")
+        self.content = {k: v for k, v in content.items() if not k.startswith("_")}
         self.known: set[str] = set()
 
     def get(self, name: str, default: object) -> object:

@@ -33,7 +33,7 @@ def main(
 ) -> None:
     """Measure a model of scenes on combinations held out of its training, by a judge that was trained apart.
 
-    The table is measured at the model's own guidance; about six minutes on two cores, most of it the curve.
+    The table is measured at the model's own guidance; about five minutes on two cores, most of it the curve.
 
     Args:
         model: a shipped model, a folder, a .safetensors or .ckpt file, or a hub id.

@@ -41,7 +41,7 @@ TINY = Preset(
     height=64,
     steps=20,
     sampler="dpmpp_2m",
-    spacing="karras",
+    spacing="trailing",
     guidance=4.0,
 )
 
