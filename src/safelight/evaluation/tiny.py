@@ -112,7 +112,7 @@ def judge_folder(given: Path | None) -> Path:
     """
     if given is not None:
         return given
-    folder = Path(str(files("safelight"))) / "assets" / "tiny" / "judge"
+    folder = Path(str(files("safelight"))) / "assets" / "judge"
     if not folder.is_dir():
         raise ModelFileError(
             "no judge is shipped with this version: train one with `safelight train judge`, "

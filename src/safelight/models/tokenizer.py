@@ -37,13 +37,13 @@ class ClipTokenizer:
         length: int = 77,
         pad_token: int | None = None,
     ) -> None:
-        self.vocab, self.merges, self.length = vocab, [tuple(pair) for pair in merges], length
+        self.vocab, self.merges, self.length = vocab, [(a, b) for a, b in merges], length
         self.start_token, self.end_token = vocab[START], vocab[END]
         self.pad_token = self.end_token if pad_token is None else pad_token
 
     @cached_property
     def _engine(self) -> Tokenizer:
-        engine = _engine(models.BPE(vocab=self.vocab, merges=self.merges, **_BPE))  # type: ignore[arg-type]
+        engine = _engine(self.vocab, self.merges)
         # Typed literally, the two marks are themselves, not words to be split.
         engine.add_special_tokens([START, END])
         return engine
@@ -65,7 +65,7 @@ class ClipTokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int, length: int = 77) -> ClipTokenizer:
         """Learn a vocabulary of at most `vocab_size` tokens from texts: 512 bytes, merges, two marks."""
         alphabet = _byte_alphabet()
-        engine = _engine(models.BPE(**_BPE))  # type: ignore[arg-type]
+        engine = _engine({}, [])
         trainer = trainers.BpeTrainer(
             vocab_size=max(vocab_size, 2 * len(alphabet)),
             initial_alphabet=alphabet,
@@ -102,15 +102,12 @@ class ClipTokenizer:
         (folder / MERGES_FILE).write_text("\n".join(lines) + "\n", "utf-8")
 
 
-_BPE: dict[str, str | bool] = {
-    "end_of_word_suffix": END_OF_WORD,
-    "unk_token": END,
-    "continuing_subword_prefix": "",
-}
-
-
-def _engine(model: models.BPE) -> Tokenizer:
-    engine = Tokenizer(model)
+def _engine(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    engine = Tokenizer(
+        models.BPE(
+            vocab=vocab, merges=merges, end_of_word_suffix=END_OF_WORD, unk_token=END, continuing_subword_prefix=""
+        )
+    )
     engine.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
