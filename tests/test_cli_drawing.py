@@ -80,9 +80,7 @@ def test_without_output_the_next_number_is_taken(folder: str, capsys: pytest.Cap
     assert Path("safelight-0004.png").read_bytes() == b"precious"
 
 
-def test_json_is_one_object_with_the_resolved_request(
-    folder: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_is_one_object_with_the_resolved_request(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     run("txt2img", "a dog", "--model", folder, "--steps", "1", "--width", "32", "--height", "32", "--json")
     result = json.loads(capsys.readouterr().out)
     assert result["pictures"] == ["safelight-0001.png"]
@@ -101,9 +99,7 @@ def test_every_field_of_a_request_is_an_option(task: str, capsys: pytest.Capture
     words = capsys.readouterr().out.split()
     for name, field in asked(TASKS[task]).items():
         assert f"--{flag(name, field)}" in words
-    promised = (
-        "model negative steps sampler schedule guidance seed width height batch output save-steps from json"
-    )
+    promised = "model negative steps sampler schedule guidance seed width height batch output save-steps from json"
     assert {f"--{name}" for name in promised.split()} <= set(words)
 
 

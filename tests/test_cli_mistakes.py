@@ -78,9 +78,7 @@ def content() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_one_line_exit_code_two_and_nothing_written(
-    name: str, model: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_line_exit_code_two_and_nothing_written(name: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, words = MISTAKES[name]
     before = content()
     code = main([model if a == "MODEL" else a for a in arguments])
@@ -92,9 +90,7 @@ def test_one_line_exit_code_two_and_nothing_written(
     assert content() == before
 
 
-@pytest.mark.parametrize(
-    "name", ["unknown sampler", "steps 0", "nan guidance", "size off the grid", "unknown option"]
-)
+@pytest.mark.parametrize("name", ["unknown sampler", "steps 0", "nan guidance", "size off the grid", "unknown option"])
 def test_the_real_command_prints_the_same_one_line(name: str, model: str) -> None:
     arguments, words = MISTAKES[name]
     command = [sys.executable, "-m", "safelight", *(model if a == "MODEL" else a for a in arguments)]
@@ -106,9 +102,7 @@ def test_the_real_command_prints_the_same_one_line(name: str, model: str) -> Non
     assert content() == before
 
 
-def test_damaged_weights_name_the_file(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_weights_name_the_file(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = toy_folder(tmp_path / "damaged")
     weights = next((copy / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])

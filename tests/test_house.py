@@ -89,9 +89,7 @@ def test_every_room_is_in_the_table() -> None:
 
 
 def test_no_file_has_a_vague_name() -> None:
-    assert [
-        str(p.relative_to(ROOT)) for p in FILES if VAGUE & {*p.relative_to(ROOT).parts[:-1], p.stem}
-    ] == []
+    assert [str(p.relative_to(ROOT)) for p in FILES if VAGUE & {*p.relative_to(ROOT).parts[:-1], p.stem}] == []
 
 
 def test_every_public_name_is_there_and_listed_once() -> None:

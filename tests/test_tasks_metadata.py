@@ -95,9 +95,7 @@ def test_the_record_survives_a_file_without_loss(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_picture_without_a_good_record_is_refused_in_one_line(
-    tmp_path: Path, text: str | None, words: str
-) -> None:
+def test_a_picture_without_a_good_record_is_refused_in_one_line(tmp_path: Path, text: str | None, words: str) -> None:
     with pytest.raises(RequestError, match=r"^[^\n]*$") as caught:
         read_record(png(tmp_path / "a.png", text))
     assert words in str(caught.value)

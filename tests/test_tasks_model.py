@@ -69,9 +69,7 @@ def test_the_noise_is_the_seeds_and_the_walk_is_the_formula(model: Model) -> Non
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("batch", [2, 4])
-def test_picture_k_of_a_batch_is_the_picture_of_its_own_record(
-    model: Model, sampler: str, batch: int
-) -> None:
+def test_picture_k_of_a_batch_is_the_picture_of_its_own_record(model: Model, sampler: str, batch: int) -> None:
     together = model.draw(SMALL.changed(batch=batch, sampler=sampler))
     for k, image in enumerate(together):
         alone_request = Record.model_validate_json(image.info["safelight"]).asked()
@@ -100,9 +98,7 @@ def test_the_record_is_resolved_and_draws_the_same(model: Model) -> None:
     assert image.info["parameters"].startswith(f"{PROMPT}\nSteps: 2, Sampler: DPM++ 2M, ")
 
 
-def test_without_guidance_the_negative_prompt_is_not_encoded(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_guidance_the_negative_prompt_is_not_encoded(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     whole = model.tokenizer
 
@@ -204,9 +200,7 @@ def test_a_picture_in_memory_is_carried_whole(model: Model) -> None:
 
 def test_less_strength_stays_nearer_to_the_picture(model: Model, photo: Path) -> None:
     start = model.encode(Image.open(photo).crop((0, 0, 32, 32)))
-    request = ImageToImage(
-        prompt=PROMPT, image=str(photo), seed=1, steps=20, width=32, height=32, strength=0.05
-    )
+    request = ImageToImage(prompt=PROMPT, image=str(photo), seed=1, steps=20, width=32, height=32, strength=0.05)
     (near,) = model.steps(request)
     far = list(model.steps(request.changed(strength=1.0)))[-1]
     assert near.x.sub(start).abs().mean() < far.x.sub(start).abs().mean()
@@ -256,9 +250,7 @@ def test_loading_holds_no_weight_twice(tmp_path: Path) -> None:
     tensors = checkpoint.parts["unet"]
     places = {key: tensor.data_ptr() for key, tensor in tensors.items()}
     unet = fill(UNet, checkpoint.preset.unet, tensors, torch.device("cpu"), torch.float32)
-    assert {key: p.data_ptr() for key, p in unet.named_parameters()} == places, (
-        "the mapped file is the weights"
-    )
+    assert {key: p.data_ptr() for key, p in unet.named_parameters()} == places, "the mapped file is the weights"
     assert tensors == {}, "what is cast or moved is let go one by one"
 
 

@@ -60,9 +60,7 @@ def assert_alike(ours: list[Image.Image], theirs: list[Image.Image]) -> None:
 
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
-def test_txt2img_draws_what_diffusers_draws(
-    folder: Path, model: Model, sampler: str, guidance: float
-) -> None:
+def test_txt2img_draws_what_diffusers_draws(folder: Path, model: Model, sampler: str, guidance: float) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = SCHEDULERS[sampler]
@@ -92,9 +90,7 @@ def test_txt2img_draws_what_diffusers_draws(
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 @pytest.mark.parametrize("strength", [0.35, 0.8])
-def test_img2img_draws_what_diffusers_draws(
-    folder: Path, model: Model, sampler: str, strength: float
-) -> None:
+def test_img2img_draws_what_diffusers_draws(folder: Path, model: Model, sampler: str, strength: float) -> None:
     start = Image.effect_noise((64, 64), 80).convert("RGB")
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)

@@ -34,9 +34,7 @@ from safelight.tasks.requests import MAX_SEED, TASKS, ImageToImage, Request, Tex
         ({"prompt": "x", "stepz": 3}, "has no field 'stepz': the fields are prompt, negative_prompt, seed"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_field_and_the_mend(
-    fields: dict[str, object], words: str
-) -> None:
+def test_a_mistake_is_one_line_that_names_the_field_and_the_mend(fields: dict[str, object], words: str) -> None:
     with pytest.raises(RequestError) as caught:
         TextToImage.model_validate(fields)
     message = str(caught.value)

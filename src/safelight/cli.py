@@ -100,9 +100,7 @@ def _draw(task: str, drawing: Drawing, reading: Reading, given: dict[str, object
         try:
             drawing.save_steps.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(
-                f"cannot make {str(drawing.save_steps)!r} ({error.strerror}): name a folder"
-            ) from error
+            raise OutputError(f"cannot make {str(drawing.save_steps)!r} ({error.strerror}): name a folder") from error
     from tqdm import tqdm
 
     from safelight.tasks.model import Step
@@ -180,9 +178,7 @@ def _check_output(output: Path | None) -> None:
     if output is None:
         output = Path("safelight.png")  # stands for the numbered ones, in the same folder
     if output.suffix.lower() != ".png":
-        raise RequestError(
-            f"--output {str(output)!r} must end in .png: only PNG holds the request losslessly"
-        )
+        raise RequestError(f"--output {str(output)!r} must end in .png: only PNG holds the request losslessly")
     if not output.parent.is_dir():
         raise OutputError(f"there is no folder {str(output.parent)!r} for --output: make it first")
     if output.is_dir():

@@ -31,6 +31,4 @@ class Noise:
 
     def __call__(self) -> Tensor:
         """The next draw (B, C, h, w), float32, on the CPU."""
-        return torch.stack(
-            [torch.randn(self.shape, generator=g, dtype=torch.float32) for g in self._generators]
-        )
+        return torch.stack([torch.randn(self.shape, generator=g, dtype=torch.float32) for g in self._generators])

@@ -142,9 +142,7 @@ def euler(
         yield Step(i, s, s_next, x, denoised)
 
 
-def heun(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: NoiseSource, *, churn: Churn = NO_CHURN
-) -> Iterator[Step]:
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: NoiseSource, *, churn: Churn = NO_CHURN) -> Iterator[Step]:
     """Heun's method (Karras et al. 2022, algorithms 1 and 2). Second order. Two calls a step, one to 0."""
     for i, (s, s_next) in enumerate(pairwise(sigmas.tolist())):
         x, raised = churn(x, s, len(sigmas) - 1, noise)
@@ -217,9 +215,7 @@ class SampleFunction(Protocol):
     noise: draws of the shape of x.
     """
 
-    def __call__(
-        self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: NoiseSource, /
-    ) -> Iterator[Step]: ...
+    def __call__(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: NoiseSource, /) -> Iterator[Step]: ...
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,7 @@ def karras(
     return torch.linspace(high ** (1 / rho), low ** (1 / rho), steps, dtype=torch.float64) ** rho
 
 
-def exponential(
-    schedule: Schedule, steps: int, low: float | None = None, high: float | None = None
-) -> Tensor:
+def exponential(schedule: Schedule, steps: int, low: float | None = None, high: float | None = None) -> Tensor:
     """Evenly in log(sigma) from high to low (k-diffusion); by default the schedule's range."""
     high, low = _range(schedule, low, high)
     return torch.linspace(math.log(high), math.log(low), steps, dtype=torch.float64).exp()

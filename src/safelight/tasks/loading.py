@@ -97,9 +97,7 @@ def shipped() -> dict[str, Path]:
     return {index.parent.name: index.parent for index in found}
 
 
-def fill(
-    network: type[N], config: object, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> N:
+def fill(network: type[N], config: object, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> N:
     """Build a network of a config around tensors, one by one: what is cast or moved is let go at once.
 
     Args:

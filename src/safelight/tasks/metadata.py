@@ -132,9 +132,7 @@ def read_record(picture: str | Path) -> Record:
     except FileNotFoundError as error:
         raise RequestError(f"there is no picture {str(picture)!r}: check the path") from error
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RequestError(
-            f"{str(picture)!r} cannot be read as a picture ({_one_line(error)}): give a PNG"
-        ) from error
+        raise RequestError(f"{str(picture)!r} cannot be read as a picture ({_one_line(error)}): give a PNG") from error
     if not isinstance(text, str):
         raise RequestError(
             f"{str(picture)!r} carries no Safelight record: give a PNG as Safelight wrote it, "

@@ -66,9 +66,7 @@ def read_picture_bytes(source: str) -> bytes:
         try:
             return base64.b64decode(source.partition(",")[2], validate=True)
         except (binascii.Error, ValueError) as error:
-            raise RequestError(
-                "image is a data: URI that is not valid base64: encode the file's bytes anew"
-            ) from error
+            raise RequestError("image is a data: URI that is not valid base64: encode the file's bytes anew") from error
     try:
         return Path(source).read_bytes()
     except (OSError, ValueError) as error:
@@ -165,9 +163,7 @@ def save_under_next_number(images: Sequence[Image.Image], folder: Path, stem: st
     Raises:
         OutputError: as `save_picture`.
     """
-    taken = [
-        re.fullmatch(rf"{re.escape(stem)}-(\d+)\.png", path.name) for path in folder.glob(f"{stem}-*.png")
-    ]
+    taken = [re.fullmatch(rf"{re.escape(stem)}-(\d+)\.png", path.name) for path in folder.glob(f"{stem}-*.png")]
     number = max((int(match[1]) for match in taken if match is not None), default=0)
     paths = []
     for image in images:

@@ -61,9 +61,7 @@ class Request(BaseModel):
         Field(description="Of the noise; picture k uses seed + k. Default: random.", ge=0, le=MAX_SEED),
     ] = None
     batch: Annotated[int, Field(description="How many pictures.", ge=1, le=64)] = 1
-    steps: Annotated[
-        int | None, Field(description="Sampling steps. Default: the model's.", ge=1, le=1000)
-    ] = None
+    steps: Annotated[int | None, Field(description="Sampling steps. Default: the model's.", ge=1, le=1000)] = None
     sampler: Annotated[
         str | None,
         Field(description="The way from noise to picture; an unknown name lists all. Default: the model's."),
@@ -71,9 +69,7 @@ class Request(BaseModel):
     spacing: Annotated[
         str | None,
         Flag("schedule"),
-        Field(
-            description="How the noise levels are spaced; an unknown name lists all. Default: the sampler's."
-        ),
+        Field(description="How the noise levels are spaced; an unknown name lists all. Default: the sampler's."),
     ] = None
     guidance: Annotated[
         float | None,

@@ -34,16 +34,13 @@ def resolve(request: R, preset: Preset) -> R:
     if spacing is None:
         spacing = preset.spacing if sampler == preset.sampler else SAMPLERS[sampler].spacing
     if spacing not in SPACINGS:
-        raise RequestError(
-            f"there is no schedule {spacing!r}: the schedules are {', '.join(sorted(SPACINGS))}"
-        )
+        raise RequestError(f"there is no schedule {spacing!r}: the schedules are {', '.join(sorted(SPACINGS))}")
     factor = preset.autoencoder.factor
     width = _side("width", preset.width if request.width is None else request.width, factor)
     height = _side("height", preset.height if request.height is None else request.height, factor)
     if width * height * request.batch > MAX_PIXELS:
         raise RequestError(
-            f"{request.batch} x {width}x{height} is more than {MAX_PIXELS} pixels: "
-            "ask for a smaller batch or size"
+            f"{request.batch} x {width}x{height} is more than {MAX_PIXELS} pixels: ask for a smaller batch or size"
         )
     resolved = request.changed(
         seed=secrets.randbelow(RANDOM_SEEDS) if request.seed is None else request.seed,
@@ -55,9 +52,7 @@ def resolve(request: R, preset: Preset) -> R:
         height=height,
     )
     if needed(resolved.seed) + resolved.batch - 1 > MAX_SEED:
-        raise RequestError(
-            f"seed {resolved.seed} is too large for {resolved.batch} pictures: use a smaller one"
-        )
+        raise RequestError(f"seed {resolved.seed} is too large for {resolved.batch} pictures: use a smaller one")
     return resolved
 
 
