@@ -9,9 +9,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from safelight.cli import main
+from safelight.diffusion.names import SAMPLER_NAMES, SPACING_NAMES
+from safelight.diffusion.samplers import SAMPLERS
+from safelight.diffusion.sigmas import SPACINGS
+from safelight.presets import PRESETS
 from safelight.tasks.metadata import read_record
 from safelight.tasks.requests import TASKS, asked, flag
 from safelight.training.config import LoopConfig
@@ -103,6 +108,45 @@ def test_every_field_of_a_request_is_an_option(task: str, capsys: pytest.Capture
     assert {f"--{name}" for name in promised.split()} <= set(words)
 
 
+@pytest.mark.parametrize(("option", "names"), [("--sampler", SAMPLERS), ("--schedule", SPACINGS)])
+def test_help_names_every_sampler_and_schedule(
+    option: str, names: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("txt2img", "--help")
+    lines = capsys.readouterr().out.replace("│", "").split(option, 1)[1].split("Default:")[0]
+    assert set(lines.partition(":")[2].strip(" .\n").replace("\n", " ").replace(",", " ").split()) == set(names)
+
+
+def test_the_names_are_those_of_the_registries() -> None:
+    assert SAMPLER_NAMES == tuple(sorted(SAMPLERS))
+    assert SPACING_NAMES == tuple(sorted(SPACINGS))
+
+
+def test_help_is_a_command_and_lists_drawing_first(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--help")
+    top = capsys.readouterr().out
+    run("help")
+    assert capsys.readouterr().out == top
+    listed = [line.split()[1] for line in top.splitlines() if line.startswith("│ ") and line[2] != " "]
+    assert listed[:6] == ["txt2img", "img2img", "models", "convert", "train", "evaluate"]
+    assert top.splitlines()[-1].startswith("safelight COMMAND --help")
+    run("help", "convert")
+    help_ = capsys.readouterr().out
+    run("convert", "--help")
+    assert capsys.readouterr().out == help_
+    assert "COMMAND" not in help_
+
+
+def test_help_of_training_begins_with_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    run("train", "diffusion", "--help")
+    printed = capsys.readouterr().out
+    options = [line[1:].split() for line in printed.splitlines() if "--" in line[:12]]
+    assert [words[1] for words in options[:3]] == ["--output", "--text-encoder", "--autoencoder"]
+    assert all(words[0] == "*" for words in options[:3])
+    assert all(words[0] != "*" for words in options[3:])
+    assert "False" not in printed, "a switch that is off needs no default"
+
+
 @pytest.mark.parametrize("recipe", ["clip", "autoencoder", "diffusion", "judge"])
 def test_every_recipe_has_the_options_of_the_loop(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     run("train", recipe, "--help")
@@ -129,7 +173,11 @@ def test_results_are_on_stdout_and_nothing_else(folder: str) -> None:
 
 def test_models_list_and_show(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     run("models", "list")
-    assert "tiny" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == set(PRESETS)
+    assert len({line.index(line.split()[1]) for line in lines}) == 1
+    assert len({line.index(PRESETS[line.split()[0]].title) for line in lines}) == 1
+    assert len({line.rindex("  ") for line in lines}) == 1, "the columns stand below each other"
     run("models", "show", folder, "--json")
     card = json.loads(capsys.readouterr().out)
     assert {part["name"] for part in card["parts"]} == {"unet", "autoencoder", "text"}
@@ -144,6 +192,24 @@ def test_convert_gives_a_model_that_draws_the_same(folder: str) -> None:
     run("txt2img", "a dog", "--model", "copy", *BASIC, "--output", "b.png")
     with Image.open("a.png") as a, Image.open("b.png") as b:
         assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_convert_writes_the_dtype_asked_for(folder: str, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run("convert", folder, "copy", "--dtype", dtype)
+    capsys.readouterr()
+    run("models", "show", "copy", "--json")
+    assert [part["dtypes"] for part in json.loads(capsys.readouterr().out)["parts"]] == [[dtype]] * 3
+
+
+def test_convert_does_not_write_infinities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = toy_model()
+    with torch.no_grad():
+        model.unet.conv_in.bias[0] = 1e5
+    model.save("large")
+    assert main(["convert", "large", "copy", "--dtype", "float16"]) == 2
+    assert "beyond the range of float16: use bfloat16" in capsys.readouterr().err
+    assert not Path("copy").exists()
 
 
 def test_other_weights_are_pointed_out(folder: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,29 @@ from toy import toy_folder
 
 DRAW = ["txt2img", "a dog", "--model", "MODEL", "--output", "out.png"]
 
+DIFFUSION = ["train", "diffusion", "--output", "run", "--text-encoder", "nope", "--autoencoder", "nope"]
+
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "unknown command": (["draw"], "Available commands"),
-    "unknown option": ([*DRAW, "--stepz", "3"], "--stepz"),
-    "no prompt": (["txt2img"], "prompt is missing"),
-    "steps not a number": ([*DRAW, "--steps", "many"], "--steps"),
+    "unknown command": (
+        ["draw"],
+        "there is no command 'draw': the commands are txt2img, img2img, models, convert, train, evaluate\n",
+    ),
+    "mistyped command": (["trian"], "did you mean train?"),
+    "help of an unknown command": (["help", "draw"], "there is no command 'draw'"),
+    "unknown option": (
+        [*DRAW, "--stepz", "3"],
+        "there is no option --stepz: did you mean --steps? see `safelight txt2img --help`\n",
+    ),
+    "unknown short option": ([*DRAW, "-x"], "there is no option -x: see"),
+    "no prompt": (["txt2img"], 'the prompt is missing: txt2img needs one, like "a red apple"\n'),
+    "prompt without quotes": (
+        ["txt2img", "a", "red", "apple"],
+        "'red apple' is too much: put the prompt in quotes, like \"a red apple\"\n",
+    ),
+    "steps not a number": ([*DRAW, "--steps", "many"], "--steps cannot be 'many': give a whole number\n"),
+    "option without value": ([*DRAW, "--steps"], "--steps needs a value"),
+    "option twice": ([*DRAW, "--steps", "1", "--steps", "2"], "--steps is given more than once"),
+    "flag with value": ([*DRAW, "--json=3"], "--json cannot be '3': give it without a value"),
     "steps 0": ([*DRAW, "--steps", "0"], "steps cannot be 0: give a whole number from 1 to 1000"),
     "nan guidance": ([*DRAW, "--guidance", "nan"], "guidance cannot be nan"),
     "inf guidance": ([*DRAW, "--guidance", "inf"], "guidance cannot be inf"),
@@ -36,7 +54,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         [*DRAW, "--width", "721", "--height", "408"],
         "the nearest that work are 720 or 728",
     ),
-    "unknown dtype": ([*DRAW, "--dtype", "int4"], "float32"),
+    "unknown dtype": ([*DRAW, "--dtype", "int4"], "--dtype cannot be 'int4': choose float32, bfloat16 or float16\n"),
     "unknown device": ([*DRAW, "--device", "abacus"], "no device 'abacus'"),
     "no such model": (["txt2img", "x", "--model", "nothing.safetensors"], "nothing.safetensors"),
     "preset without weights": (["txt2img", "x", "--model", "sd1"], "not shipped"),
@@ -44,15 +62,37 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "output folder missing": (["txt2img", "x", "--output", "no/out.png"], "no folder 'no'"),
     "from nowhere": (["txt2img", "--from", "gone.png"], "there is no picture 'gone.png'"),
     "from a stranger": (["txt2img", "--from", "stranger.png"], "carries no Safelight record"),
-    "img2img without image": (["img2img", "x"], "image is missing"),
+    "img2img without image": (["img2img", "x"], "the image is missing: img2img needs one, like --image photo.png\n"),
     "img2img of no picture": (
         ["img2img", "x", "--image", "text.png", "--model", "MODEL"],
         "not a whole picture",
     ),
     "img2img without strength": (["img2img", "x", "--image", "stranger.png", "--strength", "0"], "strength"),
-    "loop out of range": (["train", "clip", "--output", "run", "--lr", "0"], "lr is 0.0"),
+    "loop out of range": (["train", "clip", "--output", "run", "--lr", "0"], "--lr is 0.0"),
+    "loop option of two words": (["train", "clip", "--output", "run", "--final-lr", "2"], "--final-lr is 2.0"),
+    "setting of two words": ([*DIFFUSION, "--caption-dropout", "2"], "--caption-dropout is 2.0"),
+    "clip of a size": (["train", "clip", "--output", "run", "--size", "128"], "give --size 64"),
+    "autoencoder of a size": (
+        ["train", "autoencoder", "--output", "run", "--size", "65"],
+        "the nearest that work are 64 and 68",
+    ),
+    "perceptual of nothing": (
+        ["train", "autoencoder", "--output", "run", "--perceptual", "nope"],
+        "--perceptual 'nope' holds no trained clip: give a folder from `safelight train clip`, or a file",
+    ),
+    "text encoder of nothing": (DIFFUSION, "--text-encoder 'nope' holds no trained clip: give a folder from"),
+    "run into a file": (["train", "clip", "--output", "text.png"], "--output 'text.png' is no folder"),
+    "data for the judge": (["train", "judge", "--output", "run", "--data", "precious"], "there is no option --data"),
     "nothing to train on": (["train", "clip", "--output", "run", "--data", "precious"], "precious"),
-    "no output for a run": (["train", "clip"], "--output"),
+    "no output for a run": (
+        ["train", "clip"],
+        "--output is missing: the usage is `safelight train clip --output PATH [OPTIONS]`\n",
+    ),
+    "no folder to convert into": (
+        ["convert", "MODEL"],
+        "OUTPUT is missing: the usage is `safelight convert SOURCE OUTPUT [OPTIONS]`\n",
+    ),
+    "too much to convert": (["convert", "a", "b", "c"], "'c' is too much: see `safelight convert --help`"),
     "no such preset": ([*DRAW, "--preset", "magic"], "the presets are sd1, tiny"),
     "show nothing": (["models", "show", "nothing"], "nothing"),
     "convert over something": (["convert", "MODEL", "precious"], "precious"),

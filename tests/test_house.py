@@ -31,10 +31,11 @@ MAY_IMPORT = {
     "evaluation": {*DRAWING, "training"},
     "inspection": {*DRAWING, "training", "evaluation"},
     "serving": {"tasks", "training", "evaluation", "inspection"},
-    "cli": {"tasks", "training", "evaluation", "inspection", "serving"},
+    "cli": {"mistakes", "tasks", "training", "evaluation", "inspection", "serving"},
     "__main__": {"cli"},
     "__init__": {"tasks"},  # the public names
     "errors": set(),
+    "mistakes": set(),
     "doors": set(),
 }
 CONFIGS_ONLY = {"presets": ("Config", "Prediction")}

@@ -15,6 +15,7 @@ from safelight.diffusion.samplers import SAMPLERS
 from safelight.doors import Conditioning
 from safelight.errors import ModelFileError, RequestError
 from safelight.models.unet import UNet
+from safelight.presets.tiny import TINY
 from safelight.tasks.loading import fill, open_checkpoint
 from safelight.tasks.metadata import Record
 from safelight.tasks.model import Model
@@ -92,7 +93,7 @@ def test_the_record_is_resolved_and_draws_the_same(model: Model) -> None:
     record = Record.model_validate_json(image.info["safelight"])
     request = record.asked()
     assert None not in request.model_dump().values()
-    assert (request.sampler, request.spacing, request.guidance) == ("dpmpp_2m", "karras", 4.0)
+    assert (request.sampler, request.spacing, request.guidance) == (TINY.sampler, TINY.spacing, TINY.guidance)
     (again,) = model.draw(request)
     assert again.tobytes() == image.tobytes()
     assert image.info["parameters"].startswith(f"{PROMPT}\nSteps: 2, Sampler: DPM++ 2M, ")

@@ -14,7 +14,7 @@ from cyclopts import App, Parameter
 
 from golden_cases import golden
 from safelight.errors import TrainingError
-from safelight.training.config import MAY_CHANGE, LoopConfig
+from safelight.training.config import MAY_CHANGE, LoopConfig, option
 
 BASE = LoopConfig(output=Path("out"))
 
@@ -48,7 +48,7 @@ BASE = LoopConfig(output=Path("out"))
     ],
 )
 def test_a_value_out_of_range_is_named_in_one_line(name: str, value: object) -> None:
-    with pytest.raises(TrainingError, match=f"^{name} is .*: give ") as caught:
+    with pytest.raises(TrainingError, match=f"^{option(name)} is .*: give ") as caught:
         replace(BASE, **{name: value})  # type: ignore[arg-type]  # wrong on purpose
     assert "\n" not in str(caught.value)
 

@@ -21,33 +21,55 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.help import DefaultFormatter
 
 from safelight import __version__
 from safelight.errors import OutputError, RequestError, SafelightError
+from safelight.mistakes import explain
 from safelight.tasks.requests import TASKS, Request, asked, flag
 from safelight.tasks.sources import PLAIN, Reading
 from safelight.training.recipes import commands as recipes
 
 if TYPE_CHECKING:
+    from cyclopts.help import HelpPanel
     from pydantic.fields import FieldInfo
+    from rich.console import Console, ConsoleOptions
 
     from safelight.tasks.metadata import Record
     from safelight.tasks.model import Model
 
 DEFAULT_MODEL = "tiny"
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def _shown_default(value: object) -> str | None:
+    """A default in the help, as it would be typed; a switch has none worth saying."""
+    if value is None or value is False:
+        return None
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+class _RequiredFirst(DefaultFormatter):
+    """Help with what must be given on top."""
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        panel.entries.sort(key=lambda entry: not entry.required)
+        super().__call__(console, options, panel)
+
 
 app = App(
     name="safelight",
     help="Draw, train and measure latent diffusion models. Results on stdout, progress on stderr.",
+    help_epilogue="`safelight COMMAND --help` explains every option of a command.",
     version=__version__,
-    default_parameter=Parameter(negative=()),
+    version_flags=["--version", "-v"],
+    help_formatter=_RequiredFirst(),
+    default_parameter=Parameter(negative=(), show_default=_shown_default),
     suppress_keyboard_interrupt=False,
 )
 models_app = App(name="models", help="What models there are, and what a file holds.")
 train_app = App(name="train", help="Train the parts of a model, one recipe each.")
 evaluate_app = App(name="evaluate", help="Measure a model on prompts that it never saw.")
-for _group in (models_app, train_app, evaluate_app):
-    app.command(_group)
 evaluate_app.command(
     "safelight.evaluation.tiny:main",
     name="tiny",
@@ -64,7 +86,7 @@ class Drawing:
     of --from."""
     device: str | None = None
     """Where to compute, like cpu or cuda. Default: the accelerator if there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Dtype | None = None
     """In which the networks run. Default: float32 on the CPU, else as the weights are; or that of --from."""
     output: Path | None = None
     """PNG to write (replaced if it exists); a batch writes NAME-0.png, NAME-1.png, ... Default:
@@ -268,6 +290,7 @@ def _signed(
 
 for _request in TASKS.values():
     app.command(_drawing_command(_request), name=_request.task)
+app.command(models_app)
 for _start in (recipes.clip, recipes.autoencoder, recipes.diffusion, recipes.judge):
     train_app.command(_training_command(_start), name=_start.__name__)
 
@@ -282,7 +305,7 @@ def list_models(*, as_json: Json = False) -> None:
         print(json.dumps({"models": [model.model_dump() for model in models]}))
         return
     for model in models:
-        print(f"{model.name:<8}{model.width}x{model.height:<6}{model.title} ({model.weights})")
+        print(f"{model.name:<8}{f'{model.width}x{model.height}':<10}{model.title:<24}{model.weights}")
 
 
 @models_app.command(name="show")
@@ -290,7 +313,7 @@ def show_model(source: str, *, reading: ReadingOptions = None, as_json: Json = F
     """What a model is made of, and what of its file would not be used.
 
     Args:
-        source: a shipped model, a folder, a .safetensors or .ckpt file, or a hub id.
+        source: A shipped model, a folder, a .safetensors or .ckpt file, or a hub id.
     """
     from safelight.tasks.files import describe
 
@@ -299,17 +322,41 @@ def show_model(source: str, *, reading: ReadingOptions = None, as_json: Json = F
 
 
 @app.command
-def convert(source: str, output: Path, *, reading: ReadingOptions = None, as_json: Json = False) -> None:
+def convert(
+    source: str,
+    output: Path,
+    *,
+    dtype: Dtype | None = None,
+    reading: ReadingOptions = None,
+    as_json: Json = False,
+) -> None:
     """Write a model as a diffusers folder of safetensors.
 
     Args:
-        source: a shipped model, a folder, a .safetensors or .ckpt file, or a hub id.
-        output: the folder to write: a new one, an empty one, or an earlier model to replace.
+        source: A shipped model, a folder, a .safetensors or .ckpt file, or a hub id.
+        output: The folder to write: a new one, an empty one, or an earlier model to replace.
+        dtype: Number format of the weights that are written. Default: as they are.
     """
     from safelight.tasks.files import convert_model
 
-    convert_model(source, output, PLAIN if reading is None else reading)
+    convert_model(source, output, PLAIN if reading is None else reading, dtype)
     print(json.dumps({"folder": str(output)}) if as_json else output)
+
+
+@app.command(name="help", show=False)
+def show_help(*command: str) -> None:
+    """The help of safelight, or of one command."""
+    _, _, unknown = app.parse_commands(command)
+    if unknown:
+        raise RequestError(f"there is no command {unknown[0]!r}: see `safelight --help`")
+    app.help_print(command)
+
+
+app.command(train_app)
+app.command(evaluate_app)
+for _place, _name in enumerate(n for n in app if not n.startswith("-")):
+    app[_name].sort_key = _place  # as they were added, and not by the alphabet
+    app[_name].help_epilogue = ""  # else they would have that of safelight itself
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -322,7 +369,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result_action="return_value",
         )
     except (CycloptsError, SafelightError) as mistake:
-        print(f"safelight: {' '.join(str(mistake).split())}", file=sys.stderr)
+        line = explain(mistake) if isinstance(mistake, CycloptsError) else str(mistake)
+        print(f"safelight: {' '.join(line.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

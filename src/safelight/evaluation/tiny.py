@@ -36,18 +36,18 @@ def main(
     The table is measured at the model's own guidance; about five minutes on two cores, most of it the curve.
 
     Args:
-        model: a shipped model, a folder, a .safetensors or .ckpt file, or a hub id.
-        judge: a folder from `safelight train judge`. Default: the shipped one.
-        prompts: how many; 3 of 5 name one object, the others two.
-        guidance: scales of the curve over guidance, with commas; "none" leaves it out.
-        curve: prompts of each kind at each point of the curve.
-        steps: sampling steps. Default: the model's.
-        sampler: the way from noise to picture. Default: the model's.
-        seed: of prompts and noise; picture k is drawn from seed + k.
-        device: where to compute, like cpu or cuda. Default: the accelerator if there is one.
+        model: A shipped model, a folder, a .safetensors or .ckpt file, or a hub id.
+        judge: A folder from `safelight train judge`. Default: the shipped one.
+        prompts: How many; 3 of 5 name one object, the others two.
+        guidance: Scales of the curve over guidance, with commas; "none" leaves it out.
+        curve: Prompts of each kind at each point of the curve.
+        steps: Sampling steps. Default: the model's.
+        sampler: The way from noise to picture. Default: the model's.
+        seed: Of prompts and noise; picture k is drawn from seed + k.
+        device: Where to compute, like cpu or cuda. Default: the accelerator if there is one.
         sheet: PNG to write: four held-out prompts, each with seeds 0 to 15, none left out.
-        markdown: file to write the report to, as it stands in a model card.
-        as_json: print one JSON object.
+        markdown: File to write the report to, as it stands in a model card.
+        as_json: Print one JSON object.
     """
     scales = parse_scales(guidance)
     for path in (sheet, markdown):

@@ -35,7 +35,7 @@ TINY = Preset(
         pad_token=TINY_VOCAB - 1,
     ),
     schedule=SCHEDULE,
-    prediction="eps",
+    prediction="v",
     latent_scale=1.0,
     width=64,
     height=64,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from safelight.checkpoints import write_folder
+from safelight.errors import ModelFileError
 from safelight.presets import PRESETS
-from safelight.tasks.loading import open_checkpoint, shipped
+from safelight.tasks.loading import choose_dtype, open_checkpoint, shipped
 from safelight.tasks.sources import PLAIN, Reading
 
 
@@ -23,7 +28,7 @@ class KnownModel(BaseModel):
     """Native, in pixels."""
     height: int
     weights: str
-    """"shipped", or "give a file"."""
+    """"shipped", or "not shipped" and how to give them."""
 
 
 class PartCard(BaseModel):
@@ -71,7 +76,7 @@ def known_models() -> list[KnownModel]:
             title=preset.title,
             width=preset.width,
             height=preset.height,
-            weights="shipped" if preset.name in here else "give a file",
+            weights="shipped" if preset.name in here else "not shipped: give a file, a folder or a hub id by --model",
         )
         for preset in PRESETS.values()
     ]
@@ -105,11 +110,26 @@ def describe(source: str, reading: Reading = PLAIN) -> ModelCard:
     )
 
 
-def convert_model(source: str, folder: Path, reading: Reading = PLAIN) -> None:
-    """Write a model, of whatever layout, as a diffusers folder; tensors keep their dtype.
+def convert_model(source: str, folder: Path, reading: Reading = PLAIN, dtype: str | None = None) -> None:
+    """Write a model, of whatever layout, as a diffusers folder. dtype: of its weights; None: as they are.
 
     Raises:
-        ModelFileError: as `load`.
+        RequestError: no such dtype.
+        ModelFileError: as `load`; a weight is beyond the range of the dtype.
         OutputError: the folder holds something else than an earlier model, or could not be written.
     """
-    write_folder(folder, open_checkpoint(source, reading))
+    wanted = None if dtype is None else choose_dtype(dtype)
+    checkpoint = open_checkpoint(source, reading)
+    if wanted is not None:
+        parts = {name: _cast(tensors, wanted) for name, tensors in checkpoint.parts.items()}
+        checkpoint = replace(checkpoint, parts=parts)
+    write_folder(folder, checkpoint)
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    cast = {}
+    for key, tensor in tensors.items():
+        cast[key] = tensor.to(dtype)
+        if not bool(cast[key].isfinite().all()):
+            raise ModelFileError(f"{key} is beyond the range of {str(dtype).removeprefix('torch.')}: use bfloat16")
+    return cast

@@ -47,7 +47,7 @@ def load(
         RequestError: no such device or dtype.
     """
     target = choose_device(device)
-    wanted = None if dtype is None else _dtype(dtype)
+    wanted = None if dtype is None else choose_dtype(dtype)
     checkpoint = open_checkpoint(source, Reading(preset, ema, tokenizer, revision))
     words = checkpoint.words()
     if wanted is None:
@@ -129,7 +129,12 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype of that name.
+
+    Raises:
+        RequestError: it is none that networks run in.
+    """
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:

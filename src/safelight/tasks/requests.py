@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from safelight.diffusion.names import SAMPLER_NAMES, SPACING_NAMES
 from safelight.errors import RequestError
 
 MAX_SEED = 2**64 - 1
@@ -25,7 +26,7 @@ MAX_PIXELS = 2**26
 """Of all pictures of a batch together: 64 pictures of a megapixel, or one of 8192x8192."""
 MAX_PROMPT = 32_000
 
-_SIZE = "Default: that of the picture started from, else the model's."
+_AS_STARTED = "Pixels. Default: that of the picture started from."
 _NO_NUL = r"^[^\x00]*$"
 """A PNG text chunk cannot hold a zero byte."""
 
@@ -50,7 +51,10 @@ class Request(BaseModel):
     task: ClassVar[str]
     """The command, the route and the record's name for this request."""
 
-    prompt: Annotated[str, Field(description="What to draw.", max_length=MAX_PROMPT, pattern=_NO_NUL)]
+    prompt: Annotated[
+        str,
+        Field(description="What to draw.", examples=["a red apple"], max_length=MAX_PROMPT, pattern=_NO_NUL),
+    ]
     negative_prompt: Annotated[
         str,
         Flag("negative"),
@@ -64,12 +68,12 @@ class Request(BaseModel):
     steps: Annotated[int | None, Field(description="Sampling steps. Default: the model's.", ge=1, le=1000)] = None
     sampler: Annotated[
         str | None,
-        Field(description="The way from noise to picture; an unknown name lists all. Default: the model's."),
+        Field(description=f"The way from noise to picture: {', '.join(SAMPLER_NAMES)}. Default: the model's."),
     ] = None
     spacing: Annotated[
         str | None,
         Flag("schedule"),
-        Field(description="How the noise levels are spaced; an unknown name lists all. Default: the sampler's."),
+        Field(description=f"How the noise levels are spaced: {', '.join(SPACING_NAMES)}. Default: the sampler's."),
     ] = None
     guidance: Annotated[
         float | None,
@@ -80,8 +84,8 @@ class Request(BaseModel):
             allow_inf_nan=False,
         ),
     ] = None
-    width: Annotated[int | None, Field(description=f"Pixels. {_SIZE}", ge=1, le=MAX_SIDE)] = None
-    height: Annotated[int | None, Field(description=f"Pixels. {_SIZE}", ge=1, le=MAX_SIDE)] = None
+    width: Annotated[int | None, Field(description="Pixels. Default: the model's.", ge=1, le=MAX_SIDE)] = None
+    height: Annotated[int | None, Field(description="Pixels. Default: the model's.", ge=1, le=MAX_SIDE)] = None
 
     @model_validator(mode="wrap")
     @classmethod
@@ -111,9 +115,15 @@ class ImageToImage(Request):
 
     task: ClassVar[str] = "img2img"
 
+    width: Annotated[int | None, Field(description=_AS_STARTED, ge=1, le=MAX_SIDE)] = None
+    height: Annotated[int | None, Field(description=_AS_STARTED, ge=1, le=MAX_SIDE)] = None
     image: Annotated[
         str,
-        Field(description="The picture to start from: a path, or a data: URI with its bytes.", min_length=1),
+        Field(
+            description="The picture to start from: a path, or a data: URI with its bytes.",
+            examples=["photo.png"],
+            min_length=1,
+        ),
     ]
     image_sha256: Annotated[
         str | None,
@@ -162,7 +172,9 @@ def _explain(error: ValidationError, request: type[Request]) -> str:
     if field is None:
         return f"a {request.task} request has no field {name!r}: the fields are {', '.join(asked(request))}"
     if first["type"] == "missing":
-        return f"{name} is missing: {request.task} needs it. {field.description}"
+        [example] = field.examples if field.examples is not None else [""]
+        mend = f'"{example}"' if name == next(iter(request.model_fields)) else f"--{flag(name, field)} {example}"
+        return f"the {name} is missing: {request.task} needs one, like {mend}"
     given = repr(first["input"])
     if len(given) > 60:
         given = given[:57] + "..."

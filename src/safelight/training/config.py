@@ -13,6 +13,11 @@ MAY_CHANGE = frozenset({"output", "images", "save_every", "keep", "log_every", "
 """Fields that a resumed run may set anew; every other one decides what is learned."""
 
 
+def option(name: str) -> str:
+    """A field's name as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
 @dataclass(frozen=True)
 class LoopConfig:
     """One training run. Lengths are counted in images, so that another batch size means the same run.
@@ -42,7 +47,7 @@ class LoopConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's two memories."""
     clip: float = 1.0
-    """Longest gradient: longer ones are scaled down to this norm. 0 never does."""
+    """Longest gradient (gradient clipping): longer ones are scaled down to this norm; 0 leaves all as they are."""
     ema: float = 0.999
     """Decay per step of the averaged weights, which are what is saved as the model; 0 keeps no average."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -81,7 +86,7 @@ class LoopConfig:
 
     def _require(self, name: str, fulfilled: bool, wanted: str) -> None:
         if not fulfilled:
-            raise TrainingError(f"{name} is {getattr(self, name)}: give {wanted}")
+            raise TrainingError(f"{option(name)} is {getattr(self, name)}: give {wanted}")
 
     @property
     def step_images(self) -> int:

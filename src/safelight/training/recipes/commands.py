@@ -4,16 +4,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safelight.errors import TrainingError
+from safelight import __version__
+from safelight.errors import OutputError, TrainingError
 from safelight.training.config import LoopConfig
 from safelight.training.recipes.settings import (
     AutoencoderSettings,
     ClipSettings,
     DataConfig,
     DiffusionSettings,
+    SceneConfig,
 )
 
 if TYPE_CHECKING:
@@ -22,59 +28,133 @@ if TYPE_CHECKING:
 
 SCENES = "scenes"
 """The value of `data` that stands for the built-in world."""
+TOLD = "logs/settings.json"
+"""What a run was told, in its output folder. Not beside the model: a `.json` there says that one is finished."""
+PART = "config.json"
+"""In the folder of every part that is finished."""
 
 
 def clip(*, loop: LoopConfig, data: DataConfig, settings: ClipSettings) -> None:
     """Words and pictures into one space: a CLIP with its vocabulary, from pictures and captions."""
     from safelight.presets import VISION
-    from safelight.training.loop import require_free, train
+    from safelight.training.loop import train
     from safelight.training.recipes.clip import ClipRecipe
 
-    if not loop.resume:
-        require_free(loop.output)
+    _begin(loop)
     preset = _preset(settings.preset)
-    recipe = ClipRecipe(settings, _pictures(data), preset.text, VISION[preset.name], cache=loop.output, seed=loop.seed)
+    vision = VISION[preset.name]
+    if data.size != vision.image_size:
+        raise TrainingError(
+            f"--size {data.size} does not fit the image tower of {preset.name}: give --size {vision.image_size}"
+        )
+    pictures = _pictures(data)
+    recipe = ClipRecipe(settings, pictures, preset.text, vision, cache=loop.output, seed=loop.seed)
+    record("clip", loop, pictures.identity, {"data": data, "settings": settings})
     train(recipe, loop)
 
 
 def autoencoder(*, loop: LoopConfig, data: DataConfig, settings: AutoencoderSettings) -> None:
     """Pictures to latents and back."""
-    from safelight.training.loop import require_free, train
+    from safelight.training.loop import train
     from safelight.training.recipes.autoencoder import AutoencoderRecipe
 
-    if not loop.resume:
-        require_free(loop.output)
+    _begin(loop)
+    if settings.begin_from is not None:
+        _require_part("--begin-from", settings.begin_from, "autoencoder")
+    if settings.perceptual is not None and not settings.perceptual.is_file():
+        _require_part("--perceptual", settings.perceptual, "clip", ", or a file of LPIPS weights")
     config = _preset(settings.preset).autoencoder
-    for name, side in (("size", data.size), ("crop", settings.crop)):
+    for name, side in (("--size", data.size), ("--crop", settings.crop)):
         if side % config.factor:
-            raise TrainingError(f"{name} {side} is no multiple of the autoencoder's factor {config.factor}")
+            below = side // config.factor * config.factor
+            raise TrainingError(
+                f"{name} {side} is not a multiple of {config.factor}, the autoencoder's factor: "
+                f"the nearest that work are {below} and {below + config.factor}"
+            )
     if settings.crop > data.size:
-        raise TrainingError(f"crop {settings.crop} is larger than the pictures: give at most {data.size}")
-    train(AutoencoderRecipe(settings, _pictures(data), config, seed=loop.seed), loop)
+        raise TrainingError(f"--crop {settings.crop} is larger than the pictures: give at most {data.size}")
+    pictures = _pictures(data)
+    recipe = AutoencoderRecipe(settings, pictures, config, seed=loop.seed)
+    record("autoencoder", loop, pictures.identity, {"data": data, "settings": settings})
+    train(recipe, loop)
 
 
 def diffusion(*, loop: LoopConfig, data: DataConfig, settings: DiffusionSettings) -> None:
     """The UNet, in the latent space of a trained autoencoder, told by a trained CLIP."""
-    from safelight.training.loop import require_free, train
+    from safelight.training.loop import train
     from safelight.training.recipes.diffusion import DiffusionRecipe
 
-    if not loop.resume:
-        require_free(loop.output)
-    preset = _preset(settings.preset)
-    train(DiffusionRecipe(settings, _pictures(data), preset, cache=loop.output, seed=loop.seed), loop)
+    _begin(loop)
+    _require_part("--text-encoder", settings.text_encoder, "clip")
+    _require_part("--autoencoder", settings.autoencoder, "autoencoder")
+    preset, pictures = _preset(settings.preset), _pictures(data)
+    recipe = DiffusionRecipe(settings, pictures, preset, cache=loop.output, seed=loop.seed)
+    record("diffusion", loop, pictures.identity, {"data": data, "settings": settings})
+    train(recipe, loop)
 
 
-def judge(*, loop: LoopConfig, data: DataConfig) -> None:
+def judge(*, loop: LoopConfig, data: SceneConfig) -> None:
     """The classifier by which `safelight evaluate` measures models trained on scenes."""
-    from safelight.training.loop import require_free, train
+    from safelight.training.loop import train
     from safelight.training.recipes.judge import JudgeRecipe
     from safelight.training.scenes import Scenes
 
+    _begin(loop)
+    scenes = Scenes(data.count, data.size, data.data_seed, split="all")
+    recipe = JudgeRecipe(scenes, seed=loop.seed)
+    record("judge", loop, scenes.identity, {"data": data})
+    train(recipe, loop)
+
+
+def record(
+    recipe: str,
+    loop: LoopConfig,
+    pictures: str,
+    told: Mapping[str, SceneConfig | ClipSettings | AutoencoderSettings | DiffusionSettings],
+) -> None:
+    """Write what a run is told into its folder as it starts, so that what is said of its model can be proved.
+
+    A resumed run keeps what it was told before under "before", oldest first. Of several processes one writes.
+
+    Args:
+        recipe: its name.
+        pictures: the identity of the data.
+        told: the recipe's configs, by name.
+
+    Raises:
+        OutputError: it cannot be written.
+        TrainingError: the earlier record is damaged.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from safelight.checkpoints.writing import write_json
+
+    path = loop.output / TOLD
+    before: list[object] = []
+    if loop.resume and path.is_file():
+        try:
+            earlier = json.loads(path.read_bytes())
+            before = [*earlier.pop("before"), earlier]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(f"{path} is damaged: delete it, and resume") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent} cannot be made ({error.strerror}): choose another --output") from error
+    whole: dict[str, object] = {"version": __version__, "recipe": recipe, "pictures": pictures}
+    for name, config in (*told.items(), ("loop", loop)):
+        whole[name] = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
+    write_json(path, whole | {"before": before})
+
+
+def _begin(loop: LoopConfig) -> None:
+    """Refuse an output folder that cannot be trained into, before anything is prepared."""
+    from safelight.training.loop import require_free
+
+    if loop.output.exists() and not loop.output.is_dir():
+        raise OutputError(f"--output {str(loop.output)!r} is no folder: choose another")
     if not loop.resume:
         require_free(loop.output)
-    if data.data != SCENES:
-        raise TrainingError(f"the judge learns from the facts of scenes, not from {data.data}: leave out --data")
-    train(JudgeRecipe(Scenes(data.count, data.size, data.data_seed, split="all"), seed=loop.seed), loop)
 
 
 def _pictures(config: DataConfig) -> Pictures:
@@ -93,3 +173,10 @@ def _preset(name: str) -> Preset:
     if name not in PRESETS:
         raise TrainingError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def _require_part(option: str, folder: Path, recipe: str, or_else: str = "") -> None:
+    """Refuse a folder in which no part is, before anything is prepared for it."""
+    if not (folder / PART).is_file():
+        mend = f"give a folder from `safelight train {recipe}`{or_else}"
+        raise TrainingError(f"{option} {str(folder)!r} holds no trained {recipe}: {mend}")

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from safelight.checkpoints import Checkpoint, write_folder
+from safelight.checkpoints import Checkpoint, read, write_folder
 from safelight.checkpoints.components import read_autoencoder, read_clip
 from safelight.checkpoints.files import read_tensors
 from safelight.checkpoints.writing import write_tensors
 from safelight.diffusion.denoiser import Denoiser
 from safelight.diffusion.schedule import Schedule
-from safelight.diffusion.weighting import min_snr
+from safelight.diffusion.weighting import snr_weight
 from safelight.doors import Conditioning
 from safelight.errors import TrainingError
 from safelight.models.autoencoder import Autoencoder
@@ -61,6 +61,8 @@ class DiffusionRecipe:
         torch.manual_seed(seed)
         self.unet = UNet(preset.unet)
         initialise(self.unet)
+        if settings.begin_from is not None:
+            self.unet.load_state_dict(_weights(settings.begin_from, preset))
         self.schedule = Schedule(preset.schedule)
         self.latents = cached_moments(pictures, self.autoencoder, cache)
         self.captions = [pictures.caption(i) for i in range(len(pictures))]
@@ -87,9 +89,7 @@ class DiffusionRecipe:
         sigma = self.schedule.sigmas[t].float().to(device)
         with torch.no_grad():
             cond = Conditioning(context=self.text.to(device)(self.tokenizer(captions).to(device)).last)
-        weight = None
-        if settings.weighting == "min_snr":
-            weight = min_snr(sigma, settings.min_snr_gamma, self.preset.prediction)
+        weight = snr_weight(sigma, settings.weighting, settings.snr_gamma, self.preset.prediction)
         denoiser = Denoiser(self.unet, self.schedule, self.preset.prediction)
         loss = denoiser.loss(x0, noise, sigma, cond, weight).mean()
         yield Turn("unet", loss, {"loss": loss.detach()})
@@ -107,6 +107,14 @@ class DiffusionRecipe:
         networks = {"unet": unet, "autoencoder": self.autoencoder, "text": self.text}
         parts = {name: dict(network.state_dict()) for name, network in networks.items()}
         write_folder(folder, Checkpoint(self.preset, parts, self.tokenizer))
+
+
+def _weights(source: Path, preset: Preset) -> dict[str, Tensor]:
+    """The UNet's weights of another model of the same shape, in float32."""
+    found = read(source)
+    if found.preset.unet != preset.unet:
+        raise TrainingError(f"{source} has another UNet than {preset.name}: begin from a model of the same preset")
+    return {key: tensor.float() for key, tensor in found.parts["unet"].items()}
 
 
 def _check_fit(preset: Preset, text_width: int, latent_channels: int) -> None:

@@ -7,26 +7,34 @@ from pathlib import Path
 from typing import Literal
 
 from safelight.errors import DataError, TrainingError
+from safelight.training.config import option
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which pictures and captions to train on."""
+class SceneConfig:
+    """Which scenes to train on."""
 
-    data: str = "scenes"
-    """A folder of pictures with captions (.txt or .caption beside each, or metadata.jsonl), or `scenes`, built in."""
     size: int = 64
-    """Side of the training pictures in pixels; pictures of a folder are scaled to cover and cropped to the centre."""
+    """Side of the training pictures in pixels."""
     count: int = 50_000
-    """How many scenes; a folder has as many as it has."""
+    """How many scenes there are."""
     data_seed: int = 0
     """Seed of the scenes."""
 
     def __post_init__(self) -> None:
         if self.size < 8:
-            raise DataError(f"size {self.size} is too small: give at least 8 pixels")
+            raise DataError(f"--size {self.size} is too small: give at least 8 pixels")
         if self.count < 1:
-            raise DataError(f"count {self.count} leaves nothing to train on: give at least 1")
+            raise DataError(f"--count {self.count} leaves nothing to train on: give at least 1")
+
+
+@dataclass(frozen=True)
+class DataConfig(SceneConfig):
+    """Which pictures and captions to train on."""
+
+    data: str = "scenes"
+    """A folder of pictures with captions (.txt or .caption beside each, or metadata.jsonl), which are scaled to cover
+    the square and cropped to its centre; or `scenes`, built in."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,12 @@ class AutoencoderSettings:
 
     def __post_init__(self) -> None:
         if self.decoder_only and self.begin_from is None:
-            raise TrainingError("decoder_only needs an autoencoder that has been trained: add --begin-from FOLDER")
+            raise TrainingError("--decoder-only needs an autoencoder that has been trained: add --begin-from FOLDER")
         if self.crop < 0:
-            raise TrainingError(f"crop is {self.crop}: give the side of a square in pixels, or 0 for whole pictures")
+            raise TrainingError(f"--crop is {self.crop}: give the side of a square in pixels, or 0 for whole pictures")
         for name in ("perceptual_weight", "kl_weight", "adversarial_weight"):
             if not getattr(self, name) >= 0:
-                raise TrainingError(f"{name} is {getattr(self, name)}: give a number that is 0 or more")
+                raise TrainingError(f"{option(name)} is {getattr(self, name)}: give a number that is 0 or more")
 
 
 @dataclass(frozen=True)
@@ -89,13 +97,16 @@ class DiffusionSettings:
     """Whose UNet, noise schedule and prediction kind to train."""
     caption_dropout: float = 0.1
     """Share of captions replaced by none, which is what guidance steers away from (Ho & Salimans 2021)."""
-    weighting: Literal["none", "min_snr"] = "min_snr"
-    """Weight of each noise level in the loss: as published, or min-SNR (Hang et al. 2023), which learns faster."""
-    min_snr_gamma: float = 5.0
+    begin_from: Path | None = None
+    """A model whose UNet to go on from, instead of from nothing: a folder or a file."""
+    weighting: Literal["none", "min_snr", "clamped_snr"] = "clamped_snr"
+    """How noise levels count: all alike as published; less where little is to be learned (min-SNR, Hang et al. 2023);
+    or so, but with all of pure noise's share (learns what is where sooner)."""
+    snr_gamma: float = 5.0
     """Signal-to-noise ratio above which a noise level counts less."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.caption_dropout <= 1:
-            raise TrainingError(f"caption_dropout is {self.caption_dropout}: give a share between 0 and 1")
-        if not self.min_snr_gamma > 0:
-            raise TrainingError(f"min_snr_gamma is {self.min_snr_gamma}: give a number above 0")
+            raise TrainingError(f"--caption-dropout is {self.caption_dropout}: give a share between 0 and 1")
+        if not self.snr_gamma > 0:
+            raise TrainingError(f"--snr-gamma is {self.snr_gamma}: give a number above 0")
