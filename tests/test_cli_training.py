@@ -19,7 +19,8 @@ SHORT = ["--images", "4", "--batch", "2", "--count", "6", "--vocabulary", "600",
 
 
 def told(output: Path) -> dict[str, object]:
-    return json.loads((output / TOLD).read_text("utf-8"))
+    content: dict[str, object] = json.loads((output / TOLD).read_text("utf-8"))
+    return content
 
 
 def test_a_run_records_what_it_was_told_and_a_resumed_one_both(tmp_path: Path) -> None:
