@@ -85,9 +85,12 @@ def diffusion(*, loop: LoopConfig, data: DataConfig, settings: DiffusionSettings
     from safelight.training.recipes.diffusion import DiffusionRecipe
 
     _begin(loop)
-    _require_part("--text-encoder", settings.text_encoder, "clip")
-    _require_part("--autoencoder", settings.autoencoder, "autoencoder")
-    preset, pictures = _preset(settings.preset), _pictures(data)
+    if settings.text_encoder is not None:
+        _require_part("--text-encoder", settings.text_encoder, "clip")
+    if settings.autoencoder is not None:
+        _require_part("--autoencoder", settings.autoencoder, "autoencoder")
+    preset = None if settings.preset is None else _preset(settings.preset)
+    pictures = _pictures(data)
     recipe = DiffusionRecipe(settings, pictures, preset, cache=loop.output, seed=loop.seed)
     record("diffusion", loop, pictures.identity, {"data": data, "settings": settings})
     train(recipe, loop)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from safelight.checkpoints import Checkpoint, read, write_folder
+from safelight.checkpoints import Checkpoint, write_folder
 from safelight.checkpoints.components import read_autoencoder, read_clip
 from safelight.checkpoints.files import read_tensors
 from safelight.checkpoints.writing import write_tensors
@@ -23,14 +23,18 @@ from safelight.diffusion.weighting import snr_weight
 from safelight.doors import Conditioning
 from safelight.errors import TrainingError
 from safelight.models.autoencoder import Autoencoder
+from safelight.models.clip import ClipText
+from safelight.models.tokenizer import ClipTokenizer
 from safelight.models.unet import UNet, initialise
-from safelight.presets import Preset
+from safelight.presets import PRESETS, Preset
+from safelight.tasks.loading import fill, open_checkpoint
 from safelight.training.data import batch_indices
 from safelight.training.loop import Turn
 from safelight.training.pictures import Pictures, pixels
 from safelight.training.recipes.settings import DiffusionSettings
 
 ENCODE_BATCH = 64
+CPU = torch.device("cpu")
 MOMENTS = "moments"
 
 
@@ -46,23 +50,36 @@ class LatentBatch:
 
 
 class DiffusionRecipe:
-    """A UNet from nothing, on cached latents, with a frozen text tower and a frozen autoencoder."""
+    """A UNet, from nothing or from another model's, on cached latents; text tower and autoencoder are frozen.
+
+    preset: None is that of the model begun from, else tiny. Raises TrainingError where the parts do not fit.
+    """
 
     def __init__(
-        self, settings: DiffusionSettings, pictures: Pictures, preset: Preset, *, cache: Path, seed: int
+        self, settings: DiffusionSettings, pictures: Pictures, preset: Preset | None, *, cache: Path, seed: int
     ) -> None:
+        if settings.begin_from is None and (settings.text_encoder is None or settings.autoencoder is None):
+            raise TrainingError(
+                "nothing is known of words and latents: give --text-encoder FOLDER and --autoencoder FOLDER, "
+                "or a whole model by --begin-from, like tiny"
+            )
         self.settings, self.pictures, self.seed = settings, pictures, seed
-        clip, self.tokenizer = read_clip(settings.text_encoder)
-        self.text = clip.text_model.eval().requires_grad_(False)
-        self.autoencoder, scale = read_autoencoder(settings.autoencoder)
-        self.autoencoder.eval().requires_grad_(False)
+        origin = None if settings.begin_from is None else open_checkpoint(settings.begin_from)
+        if preset is None:
+            preset = PRESETS["tiny"] if origin is None else origin.preset
+        self.text, self.tokenizer = _words(settings.text_encoder, origin)
+        self.autoencoder, scale = _latents(settings.autoencoder, origin)
+        for frozen in (self.text, self.autoencoder):
+            frozen.eval().requires_grad_(False)
         _check_fit(preset, self.text.config.width, self.autoencoder.config.latent_channels)
+        side, factor = pictures[0][0].shape[-1], self.autoencoder.config.factor
+        if side % factor:
+            raise TrainingError(
+                f"pictures of {side} pixels have no latent: give a --size that is a multiple of {factor}"
+            )
         self.preset = replace(preset, text=self.text.config, autoencoder=self.autoencoder.config, latent_scale=scale)
         torch.manual_seed(seed)
-        self.unet = UNet(preset.unet)
-        initialise(self.unet)
-        if settings.begin_from is not None:
-            self.unet.load_state_dict(_weights(settings.begin_from, preset))
+        self.unet = _unet(preset, origin)
         self.schedule = Schedule(preset.schedule)
         self.latents = cached_moments(pictures, self.autoencoder, cache)
         self.captions = [pictures.caption(i) for i in range(len(pictures))]
@@ -109,12 +126,35 @@ class DiffusionRecipe:
         write_folder(folder, Checkpoint(self.preset, parts, self.tokenizer))
 
 
-def _weights(source: Path, preset: Preset) -> dict[str, Tensor]:
-    """The UNet's weights of another model of the same shape, in float32."""
-    found = read(source)
-    if found.preset.unet != preset.unet:
-        raise TrainingError(f"{source} has another UNet than {preset.name}: begin from a model of the same preset")
-    return {key: tensor.float() for key, tensor in found.parts["unet"].items()}
+def _unet(preset: Preset, origin: Checkpoint | None) -> UNet:
+    """In float32: new, or with the weights of the model begun from."""
+    if origin is None:
+        unet = UNet(preset.unet)
+        initialise(unet)
+        return unet
+    if origin.preset.unet != preset.unet:
+        raise TrainingError(
+            f"{origin.source} has another UNet than {preset.name}: leave out --preset, or begin from a model of it"
+        )
+    return fill(UNet, preset.unet, origin.parts["unet"], CPU, torch.float32)
+
+
+def _words(folder: Path | None, origin: Checkpoint | None) -> tuple[ClipText, ClipTokenizer]:
+    """The text tower and its vocabulary: of a trained CLIP, or of the model begun from."""
+    if folder is not None:
+        clip, tokenizer = read_clip(folder)
+        return clip.text_model, tokenizer
+    assert origin is not None  # or the recipe would have refused
+    return fill(ClipText, origin.preset.text, origin.parts["text"], CPU, torch.float32), origin.words()
+
+
+def _latents(folder: Path | None, origin: Checkpoint | None) -> tuple[Autoencoder, float]:
+    """The autoencoder and its latent scale: trained apart, or of the model begun from."""
+    if folder is not None:
+        return read_autoencoder(folder)
+    assert origin is not None  # or the recipe would have refused
+    config = origin.preset.autoencoder
+    return fill(Autoencoder, config, origin.parts["autoencoder"], CPU, torch.float32), origin.preset.latent_scale
 
 
 def _check_fit(preset: Preset, text_width: int, latent_channels: int) -> None:

@@ -89,16 +89,16 @@ class AutoencoderSettings:
 class DiffusionSettings:
     """Training of the UNet in latent space (Ho et al. 2020; Rombach et al. 2022, eq. 3)."""
 
-    text_encoder: Path
-    """A folder from `train clip`: its text tower, frozen, reads the captions."""
-    autoencoder: Path
-    """A folder from `train autoencoder`, frozen."""
-    preset: str = "tiny"
-    """Whose UNet, noise schedule and prediction kind to train."""
+    begin_from: str | None = None
+    """A model to go on from, instead of from nothing: a shipped one, a folder, a file or a hub id."""
+    text_encoder: Path | None = None
+    """A folder from `train clip`: its text tower, frozen, reads the captions. Default: that of --begin-from."""
+    autoencoder: Path | None = None
+    """A folder from `train autoencoder`, frozen. Default: that of --begin-from."""
+    preset: str | None = None
+    """Whose UNet, noise schedule and prediction kind to train. Default: that of --begin-from, else tiny."""
     caption_dropout: float = 0.1
     """Share of captions replaced by none, which is what guidance steers away from (Ho & Salimans 2021)."""
-    begin_from: Path | None = None
-    """A model whose UNet to go on from, instead of from nothing: a folder or a file."""
     weighting: Literal["none", "min_snr", "clamped_snr"] = "clamped_snr"
     """How noise levels count: all alike as published; less where little is to be learned (min-SNR, Hang et al. 2023);
     or so, but with all of pure noise's share (learns what is where sooner)."""
