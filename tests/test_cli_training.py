@@ -29,7 +29,7 @@ def test_a_run_records_what_it_was_told_and_a_resumed_one_both(tmp_path: Path) -
     first = told(run)
     assert (first["version"], first["recipe"], first["before"]) == (safelight.__version__, "clip", [])
     assert first["data"] == {"data": "scenes", "size": 64, "count": 6, "data_seed": 0}
-    assert first["settings"] == {"preset": "tiny", "vocabulary": 600}
+    assert first["settings"] == {"preset": "tiny", "family": 1, "vocabulary": 600}
     loop = first["loop"]
     assert isinstance(loop, dict)
     assert set(loop) == set(LoopConfig.__dataclass_fields__)

@@ -154,7 +154,8 @@ def test_latents_are_cached_for_the_encoder_and_the_data(
     first = DiffusionRecipe(settings, Scenes(6), None, cache=tmp_path, seed=0)
     mean, std = first.latents.float().chunk(2, dim=1)
     network, _ = read_autoencoder(autoencoder)
-    wanted, logvar = network.encode(torch.stack([Scenes(6)[i][0] for i in range(6)]).float() / 127.5 - 1)
+    with torch.no_grad():
+        wanted, logvar = network.encode(torch.stack([Scenes(6)[i][0] for i in range(6)]).float() / 127.5 - 1)
     assert torch.allclose(mean, wanted, atol=2e-3 * float(wanted.abs().max()))
     assert torch.allclose(std, (logvar / 2).exp(), rtol=1e-2)
 
@@ -204,3 +205,15 @@ def test_weights_of_noise_levels() -> None:
     assert torch.allclose(v, torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
     # The error of x0 counts as much at pure noise as where signal and noise are equal.
     assert torch.allclose((clamped * snr)[-2:], torch.ones(2))
+
+
+def test_families_come_into_a_batch_together(tmp_path: Path) -> None:
+    scenes = Scenes(40, family=4)
+    recipe = ClipRecipe(ClipSettings(family=4), scenes, TINY.text, VISION["tiny"], cache=tmp_path, seed=0)
+    captions = recipe.tokenizer([scenes.caption(i) for i in range(40)])
+    rows = [captions.eq(row).all(1).nonzero().flatten().tolist() for row in recipe.batch(3, 12).ids]
+    for first in range(0, 12, 4):
+        families = [{i // 4 for i in found} for found in rows[first : first + 4]]
+        assert set.intersection(*families), f"these are not of one family: {families}"
+    with pytest.raises(TrainingError, match="--batch 10 is no multiple of --family 4"):
+        recipe.batch(0, 10)

@@ -326,3 +326,18 @@ def test_bad_input_is_refused_with_a_mend() -> None:
         one_object(ground="pink")
     with pytest.raises(RequestError, match="not 4"):
         draw_facts(Random(0), count=4)
+
+
+def test_a_family_differs_in_what_is_where_alone() -> None:
+    scenes = Scenes(100, family=5)
+    for first in range(0, 100, 5):
+        facts = [scenes.scene(i).facts for i in range(first, first + 5)]
+        assert len({(frozenset(f.objects), f.ground, f.texture) for f in facts}) == 1
+        looks = {(labels(f).position, labels(f).objects) for f in facts}
+        assert len(looks) == 5, f"two relatives look alike: {facts}"
+        assert not any(is_held_out(f) for f in facts)
+    assert Scenes(100).scene(7) == Scenes(100, family=1).scene(7)
+    assert scenes.scene(7) == Scenes(100, family=5).scene(7)
+    assert len({Scenes(9).identity, Scenes(9, family=2).identity, Scenes(9, family=3).identity}) == 3
+    with pytest.raises(DataError, match="family of 6"):
+        Scenes(9, family=6)

@@ -48,7 +48,7 @@ class ClipRecipe:
         cache: Path,
         seed: int,
     ) -> None:
-        self.pictures, self.seed = pictures, seed
+        self.settings, self.pictures, self.seed = settings, pictures, seed
         self.tokenizer = kept_vocabulary(pictures, settings.vocabulary, text.context_length, cache)
         self.text = fit_vocabulary(text, self.tokenizer)
         self.vision = vision
@@ -64,7 +64,13 @@ class ClipRecipe:
         return {"clip": self.clip}
 
     def batch(self, index: int, size: int) -> ClipBatch:
-        items = [self.pictures[i] for i in batch_indices(index, size, len(self.pictures), self.seed)]
+        members = range(self.settings.family)
+        families, left = divmod(size, self.settings.family)
+        if left:
+            raise TrainingError(f"--batch {size} is no multiple of --family {self.settings.family}: give one")
+        count = len(self.pictures) // self.settings.family
+        chosen = batch_indices(index, families, count, self.seed)
+        items = [self.pictures[i * self.settings.family + k] for i in chosen for k in members]
         return ClipBatch(pixels([p for p, _ in items]), self.tokenizer([c for _, c in items]))
 
     def turns(self, batch: ClipBatch, generator: torch.Generator, images_seen: int) -> Iterator[Turn]:

@@ -47,7 +47,7 @@ def clip(*, loop: LoopConfig, data: DataConfig, settings: ClipSettings) -> None:
         raise TrainingError(
             f"--size {data.size} does not fit the image tower of {preset.name}: give --size {vision.image_size}"
         )
-    pictures = _pictures(data)
+    pictures = _pictures(data, settings.family)
     recipe = ClipRecipe(settings, pictures, preset.text, vision, cache=loop.output, seed=loop.seed)
     record("clip", loop, pictures.identity, {"data": data, "settings": settings})
     train(recipe, loop)
@@ -160,11 +160,11 @@ def _begin(loop: LoopConfig) -> None:
         require_free(loop.output)
 
 
-def _pictures(config: DataConfig) -> Pictures:
+def _pictures(config: DataConfig, family: int = 1) -> Pictures:
     if config.data == SCENES:
         from safelight.training.scenes import Scenes
 
-        return Scenes(config.count, config.size, config.data_seed)
+        return Scenes(config.count, config.size, config.data_seed, family=family)
     from safelight.training.data import ImageFolder
 
     return ImageFolder(Path(config.data), config.size)

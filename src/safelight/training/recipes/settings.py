@@ -43,8 +43,15 @@ class ClipSettings:
 
     preset: str = "tiny"
     """Whose text tower and image tower to build."""
+    family: int = 1
+    """So many pictures in a row always come into one batch together. Where they look alike but for what the words
+    say (scenes then do), they teach what random pictures hardly do: to read every word (Yuksekgonul et al. 2023)."""
     vocabulary: int = 1024
     """Most tokens of the vocabulary that is learned from the captions."""
+
+    def __post_init__(self) -> None:
+        if self.family < 1:
+            raise TrainingError(f"--family is {self.family}: give 1 or more")
 
 
 @dataclass(frozen=True)

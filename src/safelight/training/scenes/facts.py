@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import combinations
+from itertools import combinations, permutations
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -61,6 +61,7 @@ PLACES: tuple[tuple[Place, ...], ...] = (  # by number of objects, less one
     ("left of", "right of", "above", "below", "and", "in front of"),
     ("row",),
 )
+LARGEST_FAMILY = 5  # so many layouts has a single object
 _COUNT_SHARES = (0.55, 0.35, 0.10)
 _TEXTURE_SHARES = (0.60, 0.10, 0.10, 0.10, 0.10)
 _PLACE_SHARES = ((0.30, 0.15, 0.15, 0.15, 0.15, 0.10), (0.20, 0.20, 0.18, 0.18, 0.16, 0.08), (1.0,))
@@ -175,6 +176,26 @@ def _belongs(facts: Facts, split: Split) -> bool:
     if len(facts.objects) == 2:  # the pair itself must be new: a new ground alone would test less
         return is_held_out_pair(*facts.objects)
     return is_held_out(facts)
+
+
+def relatives(facts: Facts, rng: Random, count: int) -> list[Facts]:
+    """`count` (up to LARGEST_FAMILY) scenes of the same objects on the same ground that all look different.
+
+    Only where the objects are, which of them is first, and their sizes tell them apart.
+    """
+    seen: dict[tuple[Layout, tuple[str, ...]], list[Facts]] = {}
+    for objects in permutations(facts.objects):
+        for place in PLACES[len(objects) - 1]:
+            one = replace(facts, objects=objects, place=place)
+            seen.setdefault((layout(one), tuple(objects[i] for i in seen_order(one))), []).append(one)
+    shares = _SIZE_SHARES[len(facts.objects) - 1]
+    return [
+        replace(
+            rng.choice(seen[look]),
+            sizes=tuple(rng.choices(tuple(shares), tuple(shares.values()), k=len(facts.objects))),
+        )
+        for look in rng.sample(list(seen), count)
+    ]
 
 
 def draw_facts(rng: Random, split: Split = "train", count: int | None = None) -> Facts:

@@ -12,7 +12,7 @@ from torch import Tensor
 from safelight.errors import DataError
 from safelight.training.scenes import painting
 from safelight.training.scenes.captions import caption
-from safelight.training.scenes.facts import Facts, Split, draw_facts
+from safelight.training.scenes.facts import LARGEST_FAMILY, Facts, Split, draw_facts, relatives
 
 _TERSE_SHARE = 0.04  # captions that leave the ground unsaid, as users do
 _SMALLEST = 16  # pixels: below this the objects are not to be recognised
@@ -66,16 +66,19 @@ def render(scene: Scene, size: int | None = None) -> Image.Image:
 class Scenes:
     """`count` scenes of `size` × `size` pixels; element i is a function of (seed, split, i) and nothing else.
 
-    split "train" never shows a held-out combination; "held_out" shows one in every scene. Raises DataError
-    for a count under one, or a size under 16 pixels.
+    split "train" never shows a held-out combination; "held_out" shows one in every scene. family: so many scenes in
+    a row have the same objects and ground, and differ in places, order and sizes alone. Raises DataError for a count
+    under one, a size under 16 pixels, or a family that is too large.
     """
 
-    def __init__(self, count: int, size: int = 64, seed: int = 0, split: Split = "train") -> None:
+    def __init__(self, count: int, size: int = 64, seed: int = 0, split: Split = "train", family: int = 1) -> None:
         if count < 1:
             raise DataError(f"{count} scenes are nothing to learn from: ask for one or more")
         if size < _SMALLEST:
             raise DataError(f"scenes of {size} pixels are too small to show anything: choose {_SMALLEST} or more")
-        self.count, self.size, self.seed, self.split = count, size, seed, split
+        if not 1 <= family <= LARGEST_FAMILY:
+            raise DataError(f"a family of {family} scenes cannot be: ask for 1 to {LARGEST_FAMILY}")
+        self.count, self.size, self.seed, self.split, self.family = count, size, seed, split, family
 
     def __len__(self) -> int:
         return self.count
@@ -86,12 +89,17 @@ class Scenes:
             raise IndexError(f"there is no scene {i} among {self.count}")
         # A string is hashed whole into the generator's state: neighbours have nothing in common.
         rng = Random(f"{self.split}/{self.seed}/{i}")
-        return make_scene(draw_facts(rng, self.split), rng, self.size)
+        if self.family == 1:
+            return make_scene(draw_facts(rng, self.split), rng, self.size)
+        number, member = divmod(i, self.family)
+        common = Random(f"{self.split}/{self.seed}/family {number}")
+        return make_scene(relatives(draw_facts(common, self.split), common, self.family)[member], rng, self.size)
 
     @property
     def identity(self) -> str:
         """Equal for equal data."""
-        return f"scenes/{self.split}/{self.seed}/{self.size}/{self.count}"
+        families = "" if self.family == 1 else f"/families of {self.family}"
+        return f"scenes/{self.split}/{self.seed}/{self.size}/{self.count}{families}"
 
     def caption(self, i: int) -> str:
         """The caption of scene i, without painting it."""
