@@ -65,6 +65,7 @@ def toy_preset(tokenizer: ClipTokenizer) -> Preset:
             end_token=tokenizer.end_token,
             pad_token=tokenizer.pad_token,
         ),
+        prediction="eps",
         latent_scale=0.75,
         width=32,
         height=32,

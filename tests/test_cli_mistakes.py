@@ -184,7 +184,13 @@ def test_an_interrupt_is_quiet_and_leaves_nothing(model: str) -> None:
     ]
     command = [sys.executable, "-m", "safelight", "txt2img", "x", "--model", model, *many]
     before = content()
-    process = subprocess.Popen([*command, "--save-steps", "steps"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--save-steps", "steps"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests in the background inherit that interrupts are ignored; a user's shell does not do that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (no threads here)
+    )
     deadline = time.monotonic() + 120
     while not Path("steps/step-001.png").exists():
         assert process.poll() is None and time.monotonic() < deadline

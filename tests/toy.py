@@ -41,6 +41,7 @@ def toy_model(seed: int = 0) -> Model:
             end_token=last,
             pad_token=last,
         ),
+        prediction="eps",
         steps=4,
     )
     torch.manual_seed(seed)
