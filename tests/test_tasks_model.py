@@ -274,3 +274,7 @@ def test_loading_mistakes(tmp_path: Path) -> None:
         safelight.load("sd1")
     with pytest.raises(ModelFileError):
         safelight.load(tmp_path / "nothing.safetensors")
+
+
+def test_the_shipped_model_is_its_preset() -> None:
+    assert open_checkpoint("tiny").preset == TINY
