@@ -75,7 +75,7 @@ class ClipRecipe:
 
     def turns(self, batch: ClipBatch, generator: torch.Generator, images_seen: int) -> Iterator[Turn]:
         images = self.clip.embed_image(normalise(batch.pixels))
-        texts = self.clip.embed_text(batch.ids)
+        texts = self.clip.embed_text(up_to_last_end(batch.ids, self.text.end_token))
         loss = contrastive(images, texts, self.clip.logit_scale.clamp(max=MAX_LOGIT_SCALE))
         with torch.no_grad():
             own = torch.arange(len(images), device=images.device)
@@ -107,6 +107,15 @@ def kept_vocabulary(pictures: Pictures, size: int, length: int, cache: Path) -> 
         with staged_folder(folder, VOCAB_FILE) as staging:
             ClipTokenizer.train(sample, size, length).write(staging)
     return ClipTokenizer.read(folder, length)
+
+
+def up_to_last_end(ids: Tensor, end_token: int) -> Tensor:
+    """The columns of ids (B, L) up to the one where the last row has its first end token.
+
+    The tower is causal and pooled at that token: what comes later changes neither loss nor gradients.
+    """
+    lengths = (ids == end_token).int().argmax(1) + 1
+    return ids[:, : int(lengths.max())]
 
 
 def fit_vocabulary(text: ClipTextConfig, tokenizer: ClipTokenizer) -> ClipTextConfig:
