@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from safelight.checkpoints import Checkpoint
-from safelight.checkpoints.keys import shapes_of
 from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.clip import ClipTextConfig
+from safelight.models.networks import shapes_of
 from safelight.models.tokenizer import ClipTokenizer
 from safelight.models.unet import UNetConfig
 from safelight.presets import PRESETS, Preset
+from safelight.presets.preset import Words
 
 HERE = Path(__file__).parent
 
@@ -54,16 +55,20 @@ def toy_preset(tokenizer: ClipTokenizer) -> Preset:
             norm_groups=8,
         ),
         autoencoder=AutoencoderConfig(channels=(8, 12, 16), blocks_per_level=1, norm_groups=4),
-        text=ClipTextConfig(
-            vocab_size=len(tokenizer.vocab),
-            width=24,
-            layers=2,
-            heads=2,
-            mlp_width=40,
-            projection_width=24,
-            start_token=tokenizer.start_token,
-            end_token=tokenizer.end_token,
-            pad_token=tokenizer.pad_token,
+        conditions=(
+            Words(
+                ClipTextConfig(
+                    vocab_size=len(tokenizer.vocab),
+                    width=24,
+                    layers=2,
+                    heads=2,
+                    mlp_width=40,
+                    projection_width=24,
+                    start_token=tokenizer.start_token,
+                    end_token=tokenizer.end_token,
+                    pad_token=tokenizer.pad_token,
+                )
+            ),
         ),
         prediction="eps",
         latent_scale=0.75,
@@ -77,15 +82,14 @@ def toy_checkpoint(seed: int = 0, dtype: torch.dtype = torch.float32) -> Checkpo
     tokenizer = toy_tokenizer()
     preset = toy_preset(tokenizer)
     generator = torch.Generator().manual_seed(seed)
-    configs = {"unet": preset.unet, "autoencoder": preset.autoencoder, "text": preset.text}
     parts = {
         part: {
             name: (torch.randn(shape, generator=generator) * 0.05).to(dtype)
             for name, shape in shapes_of(config).items()
         }
-        for part, config in configs.items()
+        for part, config in preset.networks.items()
     }
-    return Checkpoint(preset, parts, tokenizer)
+    return Checkpoint(preset, parts, {"text": tokenizer})
 
 
 def same(a: dict[str, dict[str, Tensor]], b: dict[str, dict[str, Tensor]]) -> bool:

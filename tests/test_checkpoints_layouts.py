@@ -10,10 +10,11 @@ from torch import Tensor
 
 from checkpoint_cases import manifest, meta
 from safelight.checkpoints.detect import detect, original_layout
-from safelight.checkpoints.keys import CONV_1X1, LINEAR, Layout, Op, Pair, shapes_of
+from safelight.checkpoints.keys import CONV_1X1, LINEAR, Layout, Op, Pair
 from safelight.checkpoints.layouts import diffusers, ldm, transformers
 from safelight.errors import ModelFileError
 from safelight.models.autoencoder import AutoencoderConfig
+from safelight.models.networks import shapes_of
 from safelight.models.unet import UNetConfig
 from safelight.presets import PRESETS
 
@@ -70,7 +71,7 @@ def test_names_agree_with_the_published_key_map(name: str, pairs: tuple[Pair, ..
         ("sd15_unet", diffusers.unet_layout(SD1.unet)),
         ("sd15_vae", diffusers.autoencoder_layout(SD1.autoencoder)),
         ("sd15_vae_old_names", diffusers.autoencoder_layout(SD1.autoencoder, old_names=True)),
-        ("sd15_text_encoder", transformers.text_layout(SD1.text)),
+        ("sd15_text_encoder", transformers.text_layout(SD1.networks["text"])),
     ],
 )
 def test_the_parts_of_a_diffusers_folder_load_exactly_and_come_back(name: str, layout: Layout) -> None:
@@ -87,7 +88,7 @@ def test_original_to_diffusers_and_back_changes_nothing() -> None:
     folder = {
         "unet": diffusers.unet_layout(SD1.unet),
         "autoencoder": diffusers.autoencoder_layout(SD1.autoencoder),
-        "text": transformers.text_layout(SD1.text),
+        "text": transformers.text_layout(SD1.networks["text"]),
     }
     there = {part: layout.save(parts) for part, layout in folder.items()}
     for part, name in (("unet", "sd15_unet"), ("autoencoder", "sd15_vae"), ("text", "sd15_text_encoder")):
@@ -133,19 +134,19 @@ def test_a_matrix_is_read_in_every_rank_and_its_way_out_is_the_inverse(op: Op, o
     assert not op.accepts((5, 6), ours)
     assert not op.accepts((6, 5, 3, 3), ours)
     assert op.rank is not None
-    assert op.out_of(weight).dim() == op.rank
-    assert torch.equal(op.into(op.out_of(weight), ours), weight)
+    assert op.out_of([weight]).dim() == op.rank
+    assert torch.equal(op.into(op.out_of([weight]), ours), weight)
 
 
 def test_a_matrix_is_a_view_never_a_copy() -> None:
     weight = torch.randn(4, 4)
-    assert CONV_1X1.out_of(weight).data_ptr() == weight.data_ptr()
+    assert CONV_1X1.out_of([weight]).data_ptr() == weight.data_ptr()
     assert LINEAR.into(weight[:, :, None, None], (4, 4)).data_ptr() == weight.data_ptr()
 
 
 def test_text_keys_without_their_prefix_are_read() -> None:
     file = {key.replace("text_model.", ""): tensor for key, tensor in meta("sd15_text_encoder").items()}
-    layout = transformers.text_layout(SD1.text, transformers.prefix_of(file))
+    layout = transformers.text_layout(SD1.networks["text"], transformers.prefix_of(file))
     assert sum(t.numel() for t in layout.load(file, "bare")[0]["text"].values()) == PARAMETERS["text"]
     single = {key.replace(".text_model.", "."): tensor for key, tensor in meta("sd_v1").items()}
     parts, _ = original_layout(SD1, single).load(single, "bare")

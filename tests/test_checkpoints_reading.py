@@ -35,7 +35,7 @@ def with_the_habits_of(one: Preset, other: Preset) -> Preset:
 def original(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """A single file's tensors in the original layout, with what the real ones carry beside the weights."""
     preset = checkpoint.preset
-    layout = ldm.layout(preset.unet, preset.autoencoder, preset.text)
+    layout = ldm.layout(preset.unet, preset.autoencoder, preset.networks["text"])
     position_ids = ldm.TEXT + "text_model.embeddings.position_ids"
     return {**layout.save(checkpoint.parts), **BETAS, position_ids: torch.arange(77)[None]}
 
@@ -66,7 +66,7 @@ def test_a_single_file_gives_the_same_weights(tmp_path: Path, name: str) -> None
     found = read(path, preset=TOY.preset)
     assert same(found.parts, TOY.parts)
     assert {key for key, _ in found.dropped} == tensors.keys() - set(
-        ldm.layout(TOY.preset.unet, TOY.preset.autoencoder, TOY.preset.text).save(TOY.parts)
+        ldm.layout(TOY.preset.unet, TOY.preset.autoencoder, TOY.preset.networks["text"]).save(TOY.parts)
     )
     assert found.source == path
 
@@ -102,30 +102,30 @@ def test_a_file_without_a_vocabulary_says_so_when_words_are_needed(
 ) -> None:
     save_file(original(TOY), tmp_path / "x.safetensors")
     found = read(tmp_path / "x.safetensors", preset=TOY.preset)
-    assert found.tokenizer is None
+    assert found.tokenizers == {}
     with pytest.raises(ModelFileError, match=r"x\.safetensors holds no vocabulary.*--tokenizer"):
-        found.words()
+        found.vocabularies()["text"]
     with pytest.raises(ModelFileError, match="--tokenizer"):
         write_folder(tmp_path / "out", found)
-    TOY.words().write(tmp_path / "words")
+    TOY.vocabularies()["text"].write(tmp_path / "words")
     given = read(tmp_path / "x.safetensors", preset=TOY.preset, tokenizer=tmp_path / "words")
-    assert given.words().vocab == TOY.words().vocab
+    assert given.vocabularies()["text"].vocab == TOY.vocabularies()["text"].vocab
 
 
 def test_clips_vocabulary_is_found_in_the_local_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = PRESETS["sd1"].text
+    text = PRESETS["sd1"].networks["text"]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert cached_tokenizer(text) is None
-    known = [word for word in TOY.words().vocab if not word.startswith("<|")]
+    known = [word for word in TOY.vocabularies()["text"].vocab if not word.startswith("<|")]
     words = [*known, *(f"filler {i}" for i in range(len(known), text.vocab_size - 2)), START, END]
     commit = tmp_path / "models--openai--clip-vit-large-patch14/snapshots/abc"
-    ClipTokenizer({word: i for i, word in enumerate(words)}, TOY.words().merges).write(commit)
+    ClipTokenizer({word: i for i, word in enumerate(words)}, TOY.vocabularies()["text"].merges).write(commit)
     (tmp_path / "models--openai--clip-vit-large-patch14/refs").mkdir()
     (tmp_path / "models--openai--clip-vit-large-patch14/refs/main").write_text("abc")
     found = cached_tokenizer(text)
     assert found is not None
     assert (found.start_token, found.end_token, found.pad_token) == (49406, 49407, 49407)
-    assert cached_tokenizer(TOY.preset.text) is None, "it is not that model's"
+    assert cached_tokenizer(TOY.preset.networks["text"]) is None, "it is not that model's"
 
 
 def test_a_wrong_preset_names_key_expected_and_actual(tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_a_folder_comes_back_with_its_preset(folder: Path) -> None:
     found = read(folder)
     assert found.preset == TOY.preset
     assert same(found.parts, TOY.parts)
-    assert found.words().vocab == TOY.words().vocab
-    assert found.words().merges == TOY.words().merges
+    assert found.vocabularies()["text"].vocab == TOY.vocabularies()["text"].vocab
+    assert found.vocabularies()["text"].merges == TOY.vocabularies()["text"].merges
     assert found.dropped == ()
 
 
@@ -173,8 +173,8 @@ def test_a_presets_configs_go_out_and_come_back(tmp_path: Path, name: str) -> No
     assert configs.read_unet(tmp_path / "u") == (preset.unet, 64)
     (tmp_path / "v").write_text(json.dumps(configs.autoencoder_json(preset.autoencoder, 0.5, 512)))
     assert configs.read_autoencoder(tmp_path / "v") == (preset.autoencoder, 0.5)
-    (tmp_path / "t").write_text(json.dumps(configs.text_json(preset.text)))
-    assert configs.read_text(tmp_path / "t") == preset.text
+    (tmp_path / "t").write_text(json.dumps(configs.text_json(preset.networks["text"])))
+    assert configs.read_text(tmp_path / "t") == preset.networks["text"]
     for schedule in (
         preset.schedule,
         replace(preset.schedule, kind="linear"),
@@ -195,7 +195,7 @@ def test_the_published_configs_are_sd1(tmp_path: Path, which: str) -> None:
     sd1 = PRESETS["sd1"]
     assert configs.read_unet(tmp_path / "u") == (sd1.unet, 64)
     assert configs.read_autoencoder(tmp_path / "v") == (sd1.autoencoder, sd1.latent_scale)
-    assert configs.read_text(tmp_path / "t") == sd1.text
+    assert configs.read_text(tmp_path / "t") == sd1.networks["text"]
 
 
 def test_absent_fields_have_diffusers_defaults(tmp_path: Path) -> None:
@@ -387,9 +387,9 @@ def test_a_damaged_vocabulary_is_named(folder: Path) -> None:
     for path, content, said in (
         (vocab, "{", "no JSON"),
         (vocab, json.dumps({"a": 1}), "1 words"),
-        (vocab, json.dumps({f"w{i}": i for i in TOY.words().vocab.values()}), "startoftext"),
-        (vocab, json.dumps(dict.fromkeys(TOY.words().vocab, "x")), "words"),
-        (vocab, json.dumps({**TOY.words().vocab, "one more": 5}), "words"),
+        (vocab, json.dumps({f"w{i}": i for i in TOY.vocabularies()["text"].vocab.values()}), "startoftext"),
+        (vocab, json.dumps(dict.fromkeys(TOY.vocabularies()["text"].vocab, "x")), "words"),
+        (vocab, json.dumps({**TOY.vocabularies()["text"].vocab, "one more": 5}), "words"),
         (merges, "#version: 0.2\na b c\n", "no pair"),
     ):
         path.write_text(content)
@@ -418,13 +418,13 @@ def test_diffusers_reads_what_we_write_and_we_read_what_diffusers_writes(tmp_pat
     assert pipeline.vae.config.scaling_factor == TOY.preset.latent_scale
     text = "a red apple on a dog, 7!"
     ids = pipeline.tokenizer([text], padding="max_length", max_length=77, return_tensors="pt").input_ids
-    assert torch.equal(ids, TOY.words()([text]))
+    assert torch.equal(ids, TOY.vocabularies()["text"]([text]))
 
     pipeline.save_pretrained(tmp_path / "theirs")
     back = read(tmp_path / "theirs")
     assert same(back.parts, TOY.parts)
-    assert back.words().vocab == TOY.words().vocab
-    assert back.words().merges == TOY.words().merges
+    assert back.vocabularies()["text"].vocab == TOY.vocabularies()["text"].vocab
+    assert back.vocabularies()["text"].merges == TOY.vocabularies()["text"].merges
     assert with_the_habits_of(TOY.preset, back.preset) == TOY.preset
 
 

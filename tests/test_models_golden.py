@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from golden_cases import agree, golden, meta, weights
 from safelight.checkpoints import read
-from safelight.checkpoints.keys import Config, Layout, shapes_of
+from safelight.checkpoints.keys import Layout
 from safelight.checkpoints.layouts import ldm, transformers
 from safelight.doors import Conditioning
 from safelight.models.autoencoder import LOGVAR_RANGE, Autoencoder, AutoencoderConfig
 from safelight.models.clip import Clip, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig
+from safelight.models.networks import Config, shapes_of
 from safelight.models.unet import UNet, UNetConfig
 from safelight.presets import PRESETS
 
@@ -328,7 +329,7 @@ def test_an_original_file_gives_the_original_numbers(tmp_path: Path) -> None:
     filled(vae, loaded.parts["autoencoder"])
     agree("file, decoded", vae.decode(vae.encode(data["x"])[0]), data["dec_of_mode"])
 
-    data, tower = golden("clip_text_hf_quick_gelu"), ClipText(preset.text)
+    data, tower = golden("clip_text_hf_quick_gelu"), ClipText(preset.networks["text"])
     filled(tower, loaded.parts["text"])
     agree("file, text", tower(data["tokens"]).last, data["last_hidden_state"])
 
@@ -338,7 +339,7 @@ def test_an_original_file_gives_the_original_numbers(tmp_path: Path) -> None:
     [
         (UNet, PRESETS["sd1"].unet, 859_520_964),
         (Autoencoder, PRESETS["sd1"].autoencoder, 83_653_863),
-        (ClipText, PRESETS["sd1"].text, 123_060_480),
+        (ClipText, PRESETS["sd1"].networks["text"], 123_060_480),
     ],
     ids=["unet", "autoencoder", "text"],
 )

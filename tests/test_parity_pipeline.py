@@ -185,7 +185,7 @@ def test_our_folder_draws_our_picture_there(ours: Model, tmp_path: Path, sampler
     means others than we do by DPM-Solver's "leading" and "linspace".
     """
     preset = replace(ours.preset, sampler=sampler, spacing=spacing)
-    model = Model(preset, ours.unet, ours.autoencoder, ours.text, ours.tokenizer)
+    model = Model(preset, ours.networks, ours.tokenizers)
     model.save(tmp_path / "model")
     back = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     assert back.safety_checker is None

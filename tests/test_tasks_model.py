@@ -59,8 +59,8 @@ def test_the_noise_is_the_seeds_and_the_walk_is_the_formula(model: Model) -> Non
     noise = torch.randn((4, 4, 4), generator=torch.Generator("cpu").manual_seed(0))
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = torch.cumprod(1 - betas, 0)[-1].item()
-    ids = model.tokenizer([PROMPT])
-    context = model.text(ids).last
+    ids = model.tokenizers["text"]([PROMPT])
+    context = model.networks["text"](ids).last
     with torch.inference_mode():
         eps = model.unet(noise[None], torch.tensor([999.0]), Conditioning(context=context))
     expected = (noise - (1 - abar) ** 0.5 * eps) / abar**0.5
@@ -101,13 +101,13 @@ def test_the_record_is_resolved_and_draws_the_same(model: Model) -> None:
 
 def test_without_guidance_the_negative_prompt_is_not_encoded(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    whole = model.tokenizer
+    whole = model.tokenizers["text"]
 
     def listening(texts: list[str]) -> torch.Tensor:
         read.extend(texts)
         return whole(texts)
 
-    monkeypatch.setattr(model, "tokenizer", listening)
+    monkeypatch.setitem(model.tokenizers, "text", listening)
     model.draw(SMALL.changed(guidance=1.0, negative_prompt="ugly"))
     assert read == [PROMPT]
     (plain,) = model.draw(SMALL.changed(guidance=5.0))
@@ -235,7 +235,9 @@ def test_a_saved_model_draws_the_same_and_knows_itself(model: Model, tmp_path: P
     toy_model(seed=1).save(tmp_path / "other")
     assert safelight.load(tmp_path / "other").identity.sha256 != loaded.identity.sha256
     assert not any(p.requires_grad for p in loaded.unet.parameters())
-    assert not any(p.is_meta for m in (loaded.unet, loaded.autoencoder, loaded.text) for p in m.parameters())
+    assert not any(
+        p.is_meta for m in (loaded.unet, loaded.autoencoder, loaded.networks["text"]) for p in m.parameters()
+    )
 
 
 def test_a_model_runs_in_half_precision_with_float32_around_it(tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_loading_holds_no_weight_twice(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(toy_folder(tmp_path / "toy"))
     tensors = checkpoint.parts["unet"]
     places = {key: tensor.data_ptr() for key, tensor in tensors.items()}
-    unet = fill(UNet, checkpoint.preset.unet, tensors, torch.device("cpu"), torch.float32)
+    unet = fill(checkpoint.preset.unet, tensors, torch.device("cpu"), torch.float32)
     assert {key: p.data_ptr() for key, p in unet.named_parameters()} == places, "the mapped file is the weights"
     assert tensors == {}, "what is cast or moved is let go one by one"
 

@@ -78,7 +78,7 @@ def recipes(tmp: Path, clip: Path, autoencoder: Path) -> dict[str, Callable[[], 
     scenes = Scenes(16)
     diffusion = DiffusionSettings(text_encoder=clip, autoencoder=autoencoder, caption_dropout=0.0)
     return {
-        "clip": lambda: ClipRecipe(ClipSettings(), scenes, TINY.text, VISION["tiny"], cache=tmp, seed=0),
+        "clip": lambda: ClipRecipe(ClipSettings(), scenes, TINY.networks["text"], VISION["tiny"], cache=tmp, seed=0),
         "autoencoder": lambda: AutoencoderRecipe(
             AutoencoderSettings(perceptual=clip, adversarial_weight=0.0), scenes, TINY.autoencoder, seed=0
         ),
@@ -100,7 +100,7 @@ def test_the_parts_make_a_model_that_draws(model: Path, clip: Path, autoencoder:
     assert image.size == (64, 64)
     assert drawing.preset.latent_scale == read_autoencoder(autoencoder)[1]
     tower = read_clip(clip)[0].text_model.state_dict()
-    assert all(torch.equal(value, tower[key]) for key, value in drawing.text.state_dict().items())
+    assert all(torch.equal(value, tower[key]) for key, value in drawing.networks["text"].state_dict().items())
 
 
 def test_a_model_is_gone_on_from_with_its_own_words_and_latents(model: Path, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_weights_of_noise_levels() -> None:
 
 def test_families_come_into_a_batch_together(tmp_path: Path) -> None:
     scenes = Scenes(40, family=4)
-    recipe = ClipRecipe(ClipSettings(family=4), scenes, TINY.text, VISION["tiny"], cache=tmp_path, seed=0)
+    recipe = ClipRecipe(ClipSettings(family=4), scenes, TINY.networks["text"], VISION["tiny"], cache=tmp_path, seed=0)
     captions = recipe.tokenizer([scenes.caption(i) for i in range(40)])
     rows = [captions.eq(row).all(1).nonzero().flatten().tolist() for row in recipe.batch(3, 12).ids]
     for first in range(0, 12, 4):

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
-from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
-from safelight.models.clip import ClipText, ClipTextConfig
+from safelight.models.autoencoder import AutoencoderConfig
+from safelight.models.clip import ClipTextConfig
+from safelight.models.networks import NETWORKS
 from safelight.models.tokenizer import ClipTokenizer
-from safelight.models.unet import UNet, UNetConfig
+from safelight.models.unet import UNetConfig
 from safelight.presets import PRESETS
+from safelight.presets.preset import Words
 from safelight.tasks.model import Model
 
 
@@ -30,22 +32,27 @@ def toy_model(seed: int = 0) -> Model:
             norm_groups=8,
         ),
         autoencoder=AutoencoderConfig(channels=(8, 8, 16, 16), blocks_per_level=1, norm_groups=4),
-        text=ClipTextConfig(
-            vocab_size=last + 1,
-            width=24,
-            layers=2,
-            heads=2,
-            mlp_width=48,
-            projection_width=24,
-            start_token=last - 1,
-            end_token=last,
-            pad_token=last,
+        conditions=(
+            Words(
+                ClipTextConfig(
+                    vocab_size=last + 1,
+                    width=24,
+                    layers=2,
+                    heads=2,
+                    mlp_width=48,
+                    projection_width=24,
+                    start_token=last - 1,
+                    end_token=last,
+                    pad_token=last,
+                )
+            ),
         ),
         prediction="eps",
         steps=4,
     )
     torch.manual_seed(seed)
-    return Model(preset, UNet(preset.unet), Autoencoder(preset.autoencoder), ClipText(preset.text), tokenizer)
+    networks = {part: NETWORKS[type(config)](config) for part, config in preset.networks.items()}
+    return Model(preset, networks, {"text": tokenizer})
 
 
 def toy_folder(folder: Path) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -12,8 +13,6 @@ from safelight.errors import ModelFileError
 from safelight.models.tokenizer import ClipTokenizer
 from safelight.presets import Preset
 
-PARTS = ("unet", "autoencoder", "text")
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -21,24 +20,24 @@ class Checkpoint:
 
     preset: Preset
     parts: dict[str, dict[str, Tensor]]
-    """By part ("unet", "autoencoder", "text") and name; views of the mapped file, in the file's dtype."""
-    tokenizer: ClipTokenizer | None = None
-    """None: the file has no vocabulary, and none was found on this machine."""
+    """By part (those of `Preset.networks`) and name; views of the mapped file, in the file's dtype."""
+    tokenizers: Mapping[str, ClipTokenizer] = field(default_factory=dict)
+    """By text tower. One that is missing: the file has no vocabulary, and none was found on this machine."""
     source: Path | None = None
     """The file or folder that was read."""
     dropped: tuple[Dropped, ...] = ()
     """(key, why) of what was in the file and is of no use."""
 
-    def words(self) -> ClipTokenizer:
-        """The tokenizer, which a model needs as soon as it is told anything.
+    def vocabularies(self) -> Mapping[str, ClipTokenizer]:
+        """A tokenizer for every text tower, which a model needs as soon as it is told anything.
 
         Raises:
-            ModelFileError: there is none.
+            ModelFileError: one is missing.
         """
-        if self.tokenizer is None:
+        if any(words.part not in self.tokenizers for words in self.preset.words):
             raise ModelFileError(
                 f"{'the model' if self.source is None else self.source} holds no vocabulary, and CLIP's "
                 f"is not in the "
                 "local hub cache; give a folder with vocab.json and merges.txt by --tokenizer"
             )
-        return self.tokenizer
+        return self.tokenizers

@@ -34,7 +34,8 @@ _ALONE = (
 
 def original_layout(preset: Preset, keys: Collection[str], *, ema: bool = False) -> Layout:
     """The original single-file layout of a preset, for a file with these keys."""
-    return ldm.layout(preset.unet, preset.autoencoder, preset.text, keys=keys, ema=ema)
+    [words] = preset.words
+    return ldm.layout(preset.unet, preset.autoencoder, words.tower, keys=keys, ema=ema)
 
 
 def detect(tensors: Mapping[str, Tensor], file: str, *, ema: bool = False) -> Preset:
@@ -88,6 +89,6 @@ def _likeness(preset: Preset, tensors: Mapping[str, Tensor]) -> int:
             shapes[0][1:2] == (unet.in_channels,),
             shapes[1][1:] == (unet.context_width,),
             shapes[2][:2] == (preset.autoencoder.channels[-1], preset.autoencoder.latent_channels),
-            shapes[3] == (preset.text.vocab_size, preset.text.width),
+            shapes[3] in [(words.tower.vocab_size, words.tower.width) for words in preset.words],
         )
     )

@@ -11,14 +11,15 @@ from torch import Tensor
 from safelight.checkpoints import configs
 from safelight.checkpoints.checkpoint import Checkpoint
 from safelight.checkpoints.files import read_json, read_sharded, read_tensors, unreadable
-from safelight.checkpoints.keys import Config
 from safelight.checkpoints.layouts import diffusers, transformers
 from safelight.checkpoints.vocabulary import read_tokenizer, settled, write_tokenizer
 from safelight.checkpoints.writing import staged_folder, write_json, write_tensors, write_text
 from safelight.errors import ModelFileError
 from safelight.models.clip import ClipTextConfig
+from safelight.models.networks import Config
 from safelight.models.tokenizer import ClipTokenizer
 from safelight.presets import PRESETS, Preset
+from safelight.presets import preset as presets
 
 INDEX, PRESET = "model_index.json", "safelight.json"
 UNET, VAE, TEXT, TOKENIZER, SCHEDULER = "unet", "vae", "text_encoder", "tokenizer", "scheduler"
@@ -74,17 +75,17 @@ def read_folder(folder: Path, preset: Preset | None = None, tokenizer: Path | No
         ModelFileError: a file is missing, damaged, or describes a network that we do not have.
     """
     check_index(folder / INDEX)
-    described, words = _described(folder, tokenizer)
+    described, tokenizers = _described(folder, tokenizer)
     said = _stored(folder / PRESET) if preset is None else preset
     if said is not None:
         _agree(folder, described, said)
-        described = replace(said, text=described.text)
+        described = said.with_towers({words.part: words.tower for words in described.words})
 
     tensors = {part: _weights(folder, part) for part in (UNET, VAE, TEXT)}
     layouts = {
         UNET: diffusers.unet_layout(described.unet),
         VAE: diffusers.autoencoder_layout(described.autoencoder, old_names=diffusers.has_old_names(tensors[VAE][1])),
-        TEXT: transformers.text_layout(described.text, transformers.prefix_of(tensors[TEXT][1])),
+        TEXT: transformers.text_layout(_tower(described), transformers.prefix_of(tensors[TEXT][1])),
     }
     parts, dropped = {}, []
     for part, layout in layouts.items():
@@ -92,7 +93,7 @@ def read_folder(folder: Path, preset: Preset | None = None, tokenizer: Path | No
         loaded, unused = layout.load(found, str(path))
         parts.update(loaded)
         dropped += [drop._replace(key=f"{part}/{drop.key}") for drop in unused]
-    return Checkpoint(described, parts, words, folder, tuple(dropped))
+    return Checkpoint(described, parts, tokenizers, folder, tuple(dropped))
 
 
 def check_index(path: Path) -> None:
@@ -128,17 +129,17 @@ def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
         OutputError: the disk is full, or `folder` is something else than an earlier model.
         ModelFileError: the checkpoint has no tokenizer, or diffusers has no such network.
     """
-    preset, words = checkpoint.preset, checkpoint.words()
+    preset, tokenizers = checkpoint.preset, checkpoint.vocabularies()
     latent = preset.height // preset.autoencoder.factor
     described = {
         UNET: configs.unet_json(preset.unet, latent),
         VAE: configs.autoencoder_json(preset.autoencoder, preset.latent_scale, preset.height),
-        TEXT: configs.text_json(preset.text),
+        TEXT: configs.text_json(_tower(preset)),
     }
     layouts = {
         UNET: diffusers.unet_layout(preset.unet),
         VAE: diffusers.autoencoder_layout(preset.autoencoder),
-        TEXT: transformers.text_layout(preset.text),
+        TEXT: transformers.text_layout(_tower(preset)),
     }
     with staged_folder(Path(folder), INDEX) as staging:
         for part, layout in layouts.items():
@@ -146,7 +147,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
             write_json(staging / part / "config.json", described[part])
             write_tensors(staging / part / f"{STEMS[part][0]}.safetensors", layout.save(checkpoint.parts))
         (staging / TOKENIZER).mkdir()
-        write_tokenizer(staging / TOKENIZER, words)
+        write_tokenizer(staging / TOKENIZER, tokenizers[presets.TEXT])
         (staging / SCHEDULER).mkdir()
         schedule = configs.schedule_json(preset)
         write_json(staging / SCHEDULE, schedule)
@@ -168,8 +169,14 @@ def _index(scheduler: str) -> dict[str, object]:
     }
 
 
-def _described(folder: Path, tokenizer: Path | None) -> tuple[Preset, ClipTokenizer]:
-    """The preset that the folder's own configs describe, and its tokenizer."""
+def _tower(preset: Preset) -> ClipTextConfig:
+    """Of a member with a single text tower."""
+    [words] = preset.words
+    return words.tower
+
+
+def _described(folder: Path, tokenizer: Path | None) -> tuple[Preset, dict[str, ClipTokenizer]]:
+    """The preset that the folder's own configs describe, and its tokenizers."""
     unet, latent = configs.read_unet(folder / CONFIGS[0])
     autoencoder, scale = configs.read_autoencoder(folder / CONFIGS[1])
     text = configs.read_text(folder / CONFIGS[2])
@@ -177,15 +184,15 @@ def _described(folder: Path, tokenizer: Path | None) -> tuple[Preset, ClipTokeni
     text = settled(text, words)
     # Of a folder of unknown shape, only the habits (steps, sampler, guidance) are taken from a preset.
     found = (unet, autoencoder, text)
-    known = (p for p in PRESETS.values() if (p.unet, p.autoencoder, _with_marks_of(p.text, text)) == found)
+    known = (p for p in PRESETS.values() if (p.unet, p.autoencoder, _with_marks_of(_tower(p), text)) == found)
     base = next(known, None)
     if base is None:
         name = folder.absolute().name
         base = replace(PRESETS["sd1"], name=name, title=name)
     if latent is not None:
         base = replace(base, width=latent * autoencoder.factor, height=latent * autoencoder.factor)
-    base = replace(base, unet=unet, autoencoder=autoencoder, text=text, latent_scale=scale)
-    return configs.read_schedule(folder / SCHEDULE, base), words
+    base = replace(base, unet=unet, autoencoder=autoencoder, latent_scale=scale).with_towers({presets.TEXT: text})
+    return configs.read_schedule(folder / SCHEDULE, base), {presets.TEXT: words}
 
 
 def _with_marks_of(a: ClipTextConfig, b: ClipTextConfig) -> ClipTextConfig:
@@ -217,11 +224,11 @@ def _stored(path: Path) -> Preset | None:
 
 def _agree(folder: Path, described: Preset, said: Preset) -> None:
     """The preset that was asked for, or stored, must be the network that the configs describe."""
-    text = _with_marks_of(said.text, described.text)
+    text = _with_marks_of(_tower(said), _tower(described))
     compared: list[tuple[str, str, object, object]] = [
         *_fields(CONFIGS[0], described.unet, said.unet),
         *_fields(CONFIGS[1], described.autoencoder, said.autoencoder),
-        *_fields(CONFIGS[2], described.text, text),
+        *_fields(CONFIGS[2], _tower(described), text),
         (CONFIGS[1], "scaling_factor", described.latent_scale, said.latent_scale),
         (SCHEDULE, "the noise schedule", described.schedule, said.schedule),
         (SCHEDULE, "the prediction kind", described.prediction, said.prediction),

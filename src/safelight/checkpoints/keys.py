@@ -6,10 +6,9 @@ stand in the layout's list of what is dropped, with the reason. Nothing is guess
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -17,12 +16,8 @@ from torch import Tensor
 
 from safelight.checkpoints.files import printable
 from safelight.errors import ModelFileError
-from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
-from safelight.models.clip import ClipText, ClipTextConfig
-from safelight.models.unet import UNet, UNetConfig
 
 Shape = tuple[int, ...]
-Config = UNetConfig | AutoencoderConfig | ClipTextConfig
 
 
 @dataclass(frozen=True)
@@ -35,22 +30,43 @@ class Op:
 
     rank: int | None = None
     """Dimensions in their file, for such a matrix; None for a weight that is the same on both sides."""
+    part: int = 0
+    parts: int = 1
+    """Ours is piece `part` of `parts` equal ones of their rows: queries, keys and values are often one matrix."""
+    heads: int = 1
+    """In so many groups their rows are cut first, each of which holds all parts (one group per attention head)."""
+    transposed: bool = False
+    """A matrix that they multiply from the other side."""
 
     def accepts(self, theirs: Shape, ours: Shape) -> bool:
-        """Whether a tensor of shape `theirs` becomes one of shape `ours`."""
-        return theirs == ours if self.rank is None else _matrix(theirs) == _matrix(ours)
+        """Whether a tensor of shape `theirs` becomes (with its other parts) one of shape `ours`."""
+        expected = self.shape(ours)
+        return theirs == expected if self.rank is None else _matrix(theirs) == _matrix(expected)
 
     def into(self, tensor: Tensor, ours: Shape) -> Tensor:
-        """Their tensor -> ours. A view, never a copy."""
+        """Their tensor -> ours. A view; a copy only where heads are interleaved."""
+        if self.parts > 1:
+            rows = tensor.shape[0] // (self.heads * self.parts)
+            tensor = tensor.reshape(self.heads, self.parts, rows, *tensor.shape[1:])[:, self.part]
+            return tensor.reshape(ours)
+        if self.transposed:
+            return tensor.T
         return tensor if self.rank is None else tensor.reshape(ours)
 
     def shape(self, ours: Shape) -> Shape:
-        """The shape in their file of our tensor of shape `ours`."""
-        return ours if self.rank is None else _matrix(ours) + (1,) * (self.rank - 2)
+        """The shape in their file, whole, of our tensor of shape `ours`."""
+        if self.transposed:
+            return ours[::-1]
+        theirs = ours if self.rank is None else _matrix(ours) + (1,) * (self.rank - 2)
+        return (self.parts * theirs[0], *theirs[1:]) if self.parts > 1 else theirs
 
-    def out_of(self, tensor: Tensor) -> Tensor:
-        """Our tensor -> theirs."""
-        return tensor.reshape(self.shape(tuple(tensor.shape)))
+    def out_of(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Our tensors, one per part in order -> theirs."""
+        if self.parts > 1:
+            grouped = [t.reshape(self.heads, -1, *t.shape[1:]) for t in pieces]
+            return torch.stack(grouped, dim=1).reshape(self.shape(tuple(pieces[0].shape)))
+        [tensor] = pieces
+        return tensor.T.contiguous() if self.transposed else tensor.reshape(self.shape(tuple(tensor.shape)))
 
 
 def _matrix(shape: Shape) -> Shape:
@@ -66,6 +82,7 @@ class Pair:
     """One weight: its name in their file, its name in our module, and how to turn it."""
 
     theirs: str
+    """Shared by all parts of a weight that is one in their file."""
     ours: str
     op: Op = SAME
 
@@ -136,6 +153,8 @@ class Layout:
         """How the tensors of a file differ from this layout."""
         missing, wrong, known = [], [], set()
         for part, pair in self._each():
+            if pair.theirs in known:  # another part of the same weight
+                continue
             known.add(pair.theirs)
             ours = self.shapes[part][pair.ours]
             tensor = tensors.get(pair.theirs)
@@ -166,24 +185,17 @@ class Layout:
 
     def save(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Our tensors by part -> theirs. The inverse of `load`, but for what it dropped."""
-        return {pair.theirs: pair.op.out_of(parts[part][pair.ours]) for part, pair in self._each()}
+        pieces: dict[str, list[tuple[Op, Tensor]]] = {}
+        for part, pair in self._each():
+            pieces.setdefault(pair.theirs, []).append((pair.op, parts[part][pair.ours]))
+        whole = {}
+        for theirs, found in pieces.items():
+            found.sort(key=lambda piece: piece[0].part)
+            whole[theirs] = found[0][0].out_of([tensor for _, tensor in found])
+        return whole
 
     def _each(self) -> Iterator[tuple[str, Pair]]:
         return ((part, pair) for part, pairs in self.pairs.items() for pair in pairs)
 
     def _reason(self, key: str) -> str | None:
         return next((drop.why for drop in self.drops if fnmatchcase(key, drop.pattern)), None)
-
-
-@lru_cache(maxsize=64)
-def shapes_of(config: Config) -> Mapping[str, Shape]:
-    """Our name -> shape of every weight of the network that a config describes. Takes no memory for them."""
-    with torch.device("meta"):
-        network: torch.nn.Module
-        if isinstance(config, UNetConfig):
-            network = UNet(config)
-        elif isinstance(config, AutoencoderConfig):
-            network = Autoencoder(config)
-        else:
-            network = ClipText(config)
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -65,5 +65,9 @@ def _read_file(path: Path, preset: Preset | None, ema: bool, tokenizer: Path | N
         raise ModelFileError(f"{path} has no running average ({ldm.EMA}*); leave out --ema")
     chosen = detect(tensors, str(path), ema=ema) if preset is None else preset
     parts, dropped = original_layout(chosen, tensors, ema=ema).load(tensors, str(path))
-    words = cached_tokenizer(chosen.text) if tokenizer is None else read_tokenizer(tokenizer, chosen.text)
-    return Checkpoint(chosen, parts, words, path, tuple(dropped))
+    tokenizers = {}
+    for words in chosen.words:
+        found = cached_tokenizer(words.tower) if tokenizer is None else read_tokenizer(tokenizer, words.tower)
+        if found is not None:
+            tokenizers[words.part] = found
+    return Checkpoint(chosen, parts, tokenizers, path, tuple(dropped))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -11,19 +13,48 @@ from safelight.diffusion.denoiser import Prediction
 from safelight.diffusion.schedule import ScheduleConfig
 from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.clip import ClipTextConfig
+from safelight.models.networks import Config
 from safelight.models.unet import UNetConfig
+
+UNET, AUTOENCODER, TEXT, TEXT_2 = "unet", "autoencoder", "text", "text_2"
+"""Parts of a member: the names of its networks, in presets, checkpoints and models alike."""
+
+States = Literal["last", "penultimate", "penultimate_normed"]
+"""Which states of a text tower are attended to: the last (always after the final norm), or those before its
+last layer, without or with the final norm."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """The prompt through a text tower, to the context door. Several towers stand side by side, in their order."""
+
+    tower: ClipTextConfig
+    part: str = TEXT
+    states: States = "last"
+    pooled: bool = False
+    """Whether the tower's projected summary goes to the vector door, too."""
+    kind: Literal["words"] = "words"
+
+    @property
+    def network(self) -> ClipTextConfig:
+        """What the condition is made by."""
+        return self.tower
+
+
+Condition = Words
+"""What a member is told by, and through which door."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One member: the shapes of its three networks, its noise schedule, and how it likes to be asked."""
+    """One member: the shapes of its networks, what it is told by, its noise schedule, and how it likes to be asked."""
 
     name: str
     title: str
     """What people call it."""
     unet: UNetConfig
     autoencoder: AutoencoderConfig
-    text: ClipTextConfig
+    conditions: tuple[Condition, ...]
     schedule: ScheduleConfig
     prediction: Prediction
     latent_scale: float
@@ -36,6 +67,25 @@ class Preset:
     sampler: str
     spacing: str
     guidance: float
+
+    @property
+    def networks(self) -> Mapping[str, Config]:
+        """Every network of the member, by part."""
+        told = {condition.part: condition.network for condition in self.conditions}
+        return {UNET: self.unet, AUTOENCODER: self.autoencoder, **told}
+
+    @property
+    def words(self) -> tuple[Words, ...]:
+        """The text towers, in order."""
+        return tuple(condition for condition in self.conditions if isinstance(condition, Words))
+
+    def with_towers(self, towers: Mapping[str, ClipTextConfig]) -> Preset:
+        """The same member with other text towers, by part; those not named stay."""
+        changed = (
+            replace(c, tower=towers[c.part]) if isinstance(c, Words) and c.part in towers else c
+            for c in self.conditions
+        )
+        return replace(self, conditions=tuple(changed))
 
     def to_json(self) -> str:
         """Lossless, readable, stable text."""

@@ -6,7 +6,7 @@ from safelight.diffusion.schedule import ScheduleConfig
 from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.clip import ClipTextConfig
 from safelight.models.unet import UNetConfig
-from safelight.presets.preset import Preset
+from safelight.presets.preset import Preset, Words
 
 SCHEDULE = ScheduleConfig(kind="scaled_linear", start=0.00085, end=0.012, steps=1000)
 
@@ -15,7 +15,7 @@ SD1 = Preset(
     title="Stable Diffusion 1.x",
     unet=UNetConfig(),
     autoencoder=AutoencoderConfig(),
-    text=ClipTextConfig(),
+    conditions=(Words(ClipTextConfig()),),
     schedule=SCHEDULE,
     prediction="eps",
     latent_scale=0.18215,

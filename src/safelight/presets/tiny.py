@@ -5,7 +5,7 @@ from __future__ import annotations
 from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.clip import ClipTextConfig, ClipVisionConfig
 from safelight.models.unet import UNetConfig
-from safelight.presets.preset import Preset
+from safelight.presets.preset import Preset, Words
 from safelight.presets.sd1 import SCHEDULE
 
 TINY_VOCAB = 928
@@ -23,16 +23,20 @@ TINY = Preset(
         norm_groups=8,
     ),
     autoencoder=AutoencoderConfig(channels=(16, 32, 64), blocks_per_level=1, norm_groups=4),
-    text=ClipTextConfig(
-        vocab_size=TINY_VOCAB,
-        width=128,
-        layers=4,
-        heads=4,
-        mlp_width=512,
-        projection_width=128,
-        start_token=TINY_VOCAB - 2,
-        end_token=TINY_VOCAB - 1,
-        pad_token=TINY_VOCAB - 1,
+    conditions=(
+        Words(
+            ClipTextConfig(
+                vocab_size=TINY_VOCAB,
+                width=128,
+                layers=4,
+                heads=4,
+                mlp_width=512,
+                projection_width=128,
+                start_token=TINY_VOCAB - 2,
+                end_token=TINY_VOCAB - 1,
+                pad_token=TINY_VOCAB - 1,
+            )
+        ),
     ),
     schedule=SCHEDULE,
     prediction="v",

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from safelight.checkpoints import Checkpoint, read
 from safelight.errors import ModelFileError, RequestError
-from safelight.models.autoencoder import Autoencoder
-from safelight.models.clip import ClipText
-from safelight.models.unet import UNet
+from safelight.models.networks import NETWORKS, Config
 from safelight.presets import PRESETS
 from safelight.tasks.model import Model
 from safelight.tasks.sources import PLAIN, Reading
-
-N = TypeVar("N", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,18 +44,16 @@ def load(
     target = choose_device(device)
     wanted = None if dtype is None else choose_dtype(dtype)
     checkpoint = open_checkpoint(source, Reading(preset, ema, tokenizer, revision))
-    words = checkpoint.words()
+    tokenizers = checkpoint.vocabularies()
     if wanted is None:
         stored = next(iter(checkpoint.parts["unet"].values())).dtype
         wanted = torch.float32 if target.type == "cpu" else stored
-    kind, config = checkpoint.parts, checkpoint.preset
+    networks = checkpoint.preset.networks.items()
     local = Path(source).exists() and str(source) not in shipped()
     return Model(
-        config,
-        fill(UNet, config.unet, kind["unet"], target, wanted),
-        fill(Autoencoder, config.autoencoder, kind["autoencoder"], target, wanted),
-        fill(ClipText, config.text, kind["text"], target, wanted),
-        words,
+        checkpoint.preset,
+        {part: fill(config, checkpoint.parts[part], target, wanted) for part, config in networks},
+        tokenizers,
         name=Path(source).absolute().name if local else str(source),
         local=local,
         weights=checkpoint.source,
@@ -97,15 +90,14 @@ def shipped() -> dict[str, Path]:
     return {index.parent.name: index.parent for index in found}
 
 
-def fill(network: type[N], config: object, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> N:
-    """Build a network of a config around tensors, one by one: what is cast or moved is let go at once.
+def fill(config: Config, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Build the network of a config around tensors, one by one: what is cast or moved is let go at once.
 
     Args:
-        network: a class of `safelight.models`, made from its config alone.
         tensors: all of its parameters, under our names. It is empty afterwards.
     """
     with torch.device("meta"):  # no memory is taken for numbers that are about to be replaced
-        module = network(config)
+        module = NETWORKS[type(config)](config)
     moved = {}
     for key in list(tensors):
         moved[key] = tensors.pop(key).to(device, dtype)

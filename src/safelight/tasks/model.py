@@ -6,15 +6,15 @@ Shapes: B batch, C latent channels, h w latent size, H W picture size in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from safelight.checkpoints import Checkpoint, write_folder
 from safelight.conditioning.text import encode_prompts, repeat
@@ -23,12 +23,14 @@ from safelight.diffusion.guidance import classifier_free
 from safelight.diffusion.noise import Noise
 from safelight.diffusion.samplers import SAMPLERS, Step, finish, start
 from safelight.diffusion.schedule import Schedule
+from safelight.doors import Conditioning
 from safelight.errors import RequestError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import ClipText
 from safelight.models.tokenizer import ClipTokenizer
 from safelight.models.unet import UNet
 from safelight.presets import Preset
+from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.tasks import pictures
 from safelight.tasks.identity import hash_files, hash_parts
 from safelight.tasks.metadata import RECORD_CHUNK, TEXT_CHUNK, ModelIdentity, Record, infotext
@@ -43,15 +45,13 @@ Watch = Callable[[Step], None]
 
 
 class Model:
-    """Three networks and the preset that says how they belong together. Make one with `safelight.load`."""
+    """Networks and the preset that says how they belong together. Make one with `safelight.load`."""
 
     def __init__(
         self,
         preset: Preset,
-        unet: UNet,
-        autoencoder: Autoencoder,
-        text: ClipText,
-        tokenizer: ClipTokenizer,
+        networks: Mapping[str, nn.Module],
+        tokenizers: Mapping[str, ClipTokenizer],
         *,
         name: str = "unsaved",
         local: bool = True,
@@ -60,17 +60,27 @@ class Model:
         """Join networks that are already filled, all on one device.
 
         Args:
+            networks: those of `Preset.networks`, by part.
+            tokenizers: one for each text tower, by part.
             name: under which pictures record the model.
             local: whether the name means something on this machine only.
             weights: the file or folder that the weights came from; None: from memory.
         """
         self.preset = preset
-        self.unet = unet.eval().requires_grad_(False)
-        self.autoencoder = autoencoder.eval().requires_grad_(False)
-        self.text = text.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
+        self.networks = {part: network.eval().requires_grad_(False) for part, network in networks.items()}
+        self.tokenizers = dict(tokenizers)
         self.schedule = Schedule(preset.schedule)
         self._name, self._local, self._weights = name, local, weights
+
+    @property
+    def unet(self) -> UNet:
+        """The network that denoises."""
+        return cast(UNet, self.networks[UNET])
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The network between pictures and latents."""
+        return cast(Autoencoder, self.networks[AUTOENCODER])
 
     @property
     def device(self) -> torch.device:
@@ -225,7 +235,7 @@ class Model:
 
     def unread(self, text: str) -> int:
         """How many tokens at the end of a prompt the model will not see."""
-        return max(len(self.tokenizer.words(text)) - (self.tokenizer.length - 2), 0)
+        return max([0, *(len(t.words(text)) - (t.length - 2) for t in self.tokenizers.values())])
 
     def count_steps(self, request: Request) -> int:
         """How many steps `steps` will yield for a resolved request."""
@@ -269,14 +279,19 @@ class Model:
         prompt is not encoded.
         """
         denoiser = Denoiser(self.unet, self.schedule, self.preset.prediction, self.dtype)
-        cond = encode_prompts(self.tokenizer, self.text, prompts)
+        cond = self._told(prompts)
         if len(prompts) == 1:
             cond = repeat(cond, request.batch)
         scale = needed(request.guidance)
         uncond = cond
         if scale != 1.0:
-            uncond = repeat(encode_prompts(self.tokenizer, self.text, [request.negative_prompt]), request.batch)
+            uncond = repeat(self._told([request.negative_prompt]), request.batch)
         return classifier_free(denoiser, cond, uncond, scale)
+
+    def _told(self, prompts: Sequence[str]) -> Conditioning:
+        """What the network is told by B prompts."""
+        [words] = self.preset.words
+        return encode_prompts(self.tokenizers[words.part], cast(ClipText, self.networks[words.part]), prompts)
 
     def _first(self, request: Request, noise: Tensor, levels: Tensor) -> Tensor:
         """Where the walk starts (B, C, h, w): at noise, or at a picture under noise (Meng et al. 2022)."""
@@ -334,11 +349,10 @@ class Model:
         Raises:
             OutputError: it could not be written.
         """
-        write_folder(Path(folder), Checkpoint(self.preset, self._parts(), self.tokenizer))
+        write_folder(Path(folder), Checkpoint(self.preset, self._parts(), self.tokenizers))
 
     def _parts(self) -> dict[str, dict[str, Tensor]]:
-        networks = {"unet": self.unet, "autoencoder": self.autoencoder, "text": self.text}
-        return {name: dict(network.state_dict()) for name, network in networks.items()}
+        return {part: dict(network.state_dict()) for part, network in self.networks.items()}
 
 
 @contextmanager

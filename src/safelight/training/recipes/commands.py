@@ -42,13 +42,15 @@ def clip(*, loop: LoopConfig, data: DataConfig, settings: ClipSettings) -> None:
 
     _begin(loop)
     preset = _preset(settings.preset)
-    vision = VISION[preset.name]
+    if preset.name not in VISION:
+        raise TrainingError(f"{preset.name} has no CLIP of its own: give --preset {' or '.join(VISION)}")
+    [words], vision = preset.words, VISION[preset.name]
     if data.size != vision.image_size:
         raise TrainingError(
             f"--size {data.size} does not fit the image tower of {preset.name}: give --size {vision.image_size}"
         )
     pictures = _pictures(data, settings.family)
-    recipe = ClipRecipe(settings, pictures, preset.text, vision, cache=loop.output, seed=loop.seed)
+    recipe = ClipRecipe(settings, pictures, words.tower, vision, cache=loop.output, seed=loop.seed)
     record("clip", loop, pictures.identity, {"data": data, "settings": settings})
     train(recipe, loop)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from safelight.models.clip import ClipText
 from safelight.models.tokenizer import ClipTokenizer
 from safelight.models.unet import UNet, initialise
 from safelight.presets import PRESETS, Preset
+from safelight.presets.preset import AUTOENCODER, TEXT, UNET
 from safelight.tasks.loading import fill, open_checkpoint
 from safelight.training.data import batch_indices
 from safelight.training.loop import Turn
@@ -77,7 +79,8 @@ class DiffusionRecipe:
             raise TrainingError(
                 f"pictures of {side} pixels have no latent: give a --size that is a multiple of {factor}"
             )
-        self.preset = replace(preset, text=self.text.config, autoencoder=self.autoencoder.config, latent_scale=scale)
+        preset = preset.with_towers({TEXT: self.text.config})
+        self.preset = replace(preset, autoencoder=self.autoencoder.config, latent_scale=scale)
         torch.manual_seed(seed)
         self.unet = _unet(preset, origin)
         self.schedule = Schedule(preset.schedule)
@@ -121,9 +124,9 @@ class DiffusionRecipe:
         """A whole model in the diffusers layout."""
         unet = weights["unet"]
         assert isinstance(unet, UNet)
-        networks = {"unet": unet, "autoencoder": self.autoencoder, "text": self.text}
+        networks = {UNET: unet, AUTOENCODER: self.autoencoder, TEXT: self.text}
         parts = {name: dict(network.state_dict()) for name, network in networks.items()}
-        write_folder(folder, Checkpoint(self.preset, parts, self.tokenizer))
+        write_folder(folder, Checkpoint(self.preset, parts, {TEXT: self.tokenizer}))
 
 
 def _unet(preset: Preset, origin: Checkpoint | None) -> UNet:
@@ -136,7 +139,7 @@ def _unet(preset: Preset, origin: Checkpoint | None) -> UNet:
         raise TrainingError(
             f"{origin.source} has another UNet than {preset.name}: leave out --preset, or begin from a model of it"
         )
-    return fill(UNet, preset.unet, origin.parts["unet"], CPU, torch.float32)
+    return cast(UNet, fill(preset.unet, origin.parts[UNET], CPU, torch.float32))
 
 
 def _words(folder: Path | None, origin: Checkpoint | None) -> tuple[ClipText, ClipTokenizer]:
@@ -145,7 +148,8 @@ def _words(folder: Path | None, origin: Checkpoint | None) -> tuple[ClipText, Cl
         clip, tokenizer = read_clip(folder)
         return clip.text_model, tokenizer
     assert origin is not None  # or the recipe would have refused
-    return fill(ClipText, origin.preset.text, origin.parts["text"], CPU, torch.float32), origin.words()
+    tower = origin.preset.networks[TEXT]
+    return cast(ClipText, fill(tower, origin.parts[TEXT], CPU, torch.float32)), origin.vocabularies()[TEXT]
 
 
 def _latents(folder: Path | None, origin: Checkpoint | None) -> tuple[Autoencoder, float]:
@@ -153,8 +157,8 @@ def _latents(folder: Path | None, origin: Checkpoint | None) -> tuple[Autoencode
     if folder is not None:
         return read_autoencoder(folder)
     assert origin is not None  # or the recipe would have refused
-    config = origin.preset.autoencoder
-    return fill(Autoencoder, config, origin.parts["autoencoder"], CPU, torch.float32), origin.preset.latent_scale
+    network = fill(origin.preset.autoencoder, origin.parts[AUTOENCODER], CPU, torch.float32)
+    return cast(Autoencoder, network), origin.preset.latent_scale
 
 
 def _check_fit(preset: Preset, text_width: int, latent_channels: int) -> None:
