@@ -1,20 +1,22 @@
 """CLIP's two towers (Radford et al. 2021): words for the UNet, and pictures and words in one space.
 
 Shapes: B batch, L tokens, D tower width, P width of the common space, S side of the picture in pixels.
-Parameter names are those of the transformers files, without their leading `text_model.` or `vision_model.`.
+Parameter names are those of the transformers files, without their leading `text_model.` or `vision_model.`: with
+a projection, of CLIPTextModelWithProjection and CLIPVisionModelWithProjection.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safelight.errors import RequestError
 from safelight.models.layers import attend
 
 LAYER_EPS = 1e-5
@@ -24,6 +26,10 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Activation = Literal["quick_gelu", "gelu"]
+States = Literal["last", "penultimate", "penultimate_normed"]
+"""Which states of a text tower a network attends to: those after the last layer and the final norm (SD 1), or those
+that enter the last layer, as they are (SDXL) or through the final norm (SD 2, were its tower not given a layer short:
+then they are its last)."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,13 @@ class ClipTextConfig:
     """L: prompts are always padded and truncated to it, with both ends marked."""
     activation: Activation = "quick_gelu"
     projection_width: int = 768
-    """P. The projection itself is no part of the tower."""
+    """P."""
     start_token: int = 49406
     end_token: int = 49407
     pad_token: int = 49407
+    """What a prompt is filled up with: OpenAI's towers were trained with 49407, OpenCLIP's with 0."""
+    projected: bool = False
+    """Whether the projection to P belongs to the tower: only SDXL's second one uses it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,9 @@ class ClipVisionConfig:
     """Side of a patch, in pixels."""
     activation: Activation = "quick_gelu"
     projection_width: int = 768
+    """P."""
+    projected: bool = False
+    """Whether the projection to P belongs to the tower, as it does where pictures are conditions (unCLIP)."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,8 @@ class TextOutput:
     """(B, L, D) each: the embeddings, then the output of every layer, without the final norm."""
     pooled: Tensor
     """(B, D): `last` at the first end token."""
+    embedding: Tensor | None = None
+    """(B, P): `pooled`, projected, of whatever length it has; None if the projection is no part of the tower."""
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -169,6 +183,7 @@ class ClipText(nn.Module):
         self.embeddings = TextEmbeddings(config)
         self.encoder = Encoder(config, causal=True)
         self.final_layer_norm = nn.LayerNorm(config.width, LAYER_EPS)
+        self.text_projection = _projection(config)
 
     def forward(self, ids: Tensor) -> TextOutput:
         """ids (B, L) int64, L at most `context_length`, each row with at least one end token."""
@@ -176,7 +191,30 @@ class ClipText(nn.Module):
         last = self.final_layer_norm(hidden[-1])
         # Not argmax of the ids, as the original has it: tokens added by textual inversion have larger ids.
         end = (ids == self.config.end_token).int().argmax(dim=1)
-        return TextOutput(last, hidden, last[torch.arange(len(ids), device=ids.device), end])
+        pooled = last[torch.arange(len(ids), device=ids.device), end]
+        embedding = None if self.text_projection is None else self.text_projection(pooled)
+        return TextOutput(last, hidden, pooled, embedding)
+
+    def attended(self, said: TextOutput, states: States = "last", skip: int = 0) -> Tensor:
+        """The states (B, L, D) that a network attends to.
+
+        Args:
+            states: which ones the network was trained with.
+            skip: so many layers earlier than those ("clip skip").
+
+        Raises:
+            RequestError: there are not so many layers.
+        """
+        earlier = skip + (states != "last")
+        if not 0 <= skip <= earlier < len(said.hidden):
+            raise RequestError(f"cannot skip {skip} layers: the text tower has {len(said.hidden) - 1}")
+        if earlier == 0:
+            return said.last
+        state = said.hidden[-1 - earlier]
+        if states == "penultimate":
+            return state
+        normed: Tensor = self.final_layer_norm(state)
+        return normed
 
 
 class VisionEmbeddings(nn.Module):
@@ -207,6 +245,7 @@ class ClipVision(nn.Module):
         self.pre_layrnorm = nn.LayerNorm(config.width, LAYER_EPS)  # spelt so in every file
         self.encoder = Encoder(config, causal=False)
         self.post_layernorm = nn.LayerNorm(config.width, LAYER_EPS)
+        self.visual_projection = _projection(config)
 
     def states(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, S, S), normalised -> (B, 1 + patches, D), the last layer without the final norm."""
@@ -214,18 +253,23 @@ class ClipVision(nn.Module):
         return states[-1]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, S, S), normalised -> (B, D), the class token after the final norm."""
+        """Pixels (B, 3, S, S), normalised -> the class token after the final norm (B, D), projected (B, P) if the
+        tower has its projection."""
         y: Tensor = self.post_layernorm(self.states(pixels)[:, 0])
-        return y
+        return y if self.visual_projection is None else self.visual_projection(y)
+
+
+def _projection(config: ClipTextConfig | ClipVisionConfig) -> nn.Linear | None:
+    return nn.Linear(config.width, config.projection_width, bias=False) if config.projected else None
 
 
 class Clip(nn.Module):
-    """Both towers and their projections into one space."""
+    """Both towers and their projections into one space; the projections are its own, whatever the configs say."""
 
     def __init__(self, text: ClipTextConfig, vision: ClipVisionConfig) -> None:
         super().__init__()
-        self.text_model = ClipText(text)
-        self.vision_model = ClipVision(vision)
+        self.text_model = ClipText(replace(text, projected=False))
+        self.vision_model = ClipVision(replace(vision, projected=False))
         self.text_projection = nn.Linear(text.width, text.projection_width, bias=False)
         self.visual_projection = nn.Linear(vision.width, vision.projection_width, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # section 2.5 of the paper

@@ -1,4 +1,5 @@
-"""CLIP's byte-pair tokenizer, on the `tokenizers` library, with the vocabulary files that model folders carry."""
+"""CLIP's byte-pair tokenizer and BERT's of word pieces, on the `tokenizers` library, with the vocabulary files that
+model folders carry."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -15,9 +17,26 @@ from torch import Tensor
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
+PAD, UNKNOWN, FIRST, SEPARATOR, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+PIECES_FILE = "vocab.txt"
 
 # Radford et al. 2021, released code: contractions, words, single digits, runs of anything else.
 WORDS = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+
+
+class Tokenizing(Protocol):
+    """What every text tower needs of its tokenizer."""
+
+    length: int
+    """L, ids per prompt."""
+
+    def words(self, text: str) -> list[int]:
+        """All ids of a text, without marks, of any number."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """B texts -> (B, L) int64."""
+        ...
 
 
 class ClipTokenizer:
@@ -55,11 +74,12 @@ class ClipTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """B texts -> (B, L) int64. A text too long loses its tail; the end is always marked."""
-        rows = []
-        for text in texts:
-            ids = [self.start_token, *self.words(text)[: self.length - 2], self.end_token]
-            rows.append(ids + [self.pad_token] * (self.length - len(ids)))
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
+        marks = self.start_token, self.end_token, self.pad_token
+        return _rows([self.words(text) for text in texts], *marks, self.length)
+
+    def padded_with(self, pad_token: int) -> ClipTokenizer:
+        """The same words, filled up with another token: the towers of one model may differ in nothing else."""
+        return ClipTokenizer(self.vocab, self.merges, self.length, pad_token)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, length: int = 77) -> ClipTokenizer:
@@ -100,6 +120,53 @@ class ClipTokenizer:
         (folder / VOCAB_FILE).write_text(json.dumps(self.vocab, ensure_ascii=False), "utf-8")
         lines = ["#version: 0.2", *(" ".join(pair) for pair in self.merges)]
         (folder / MERGES_FILE).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+class BertTokenizer:
+    """Prompt to ids of bert-base-uncased's kind: lower-cased, without accents, split at spaces and punctuation, then
+    into the longest pieces that the vocabulary has (Devlin et al. 2019), marked at both ends, padded and truncated.
+
+    Args:
+        vocab: piece -> id, the marks included; a piece that goes on a word begins with `##`.
+        length: L, ids per prompt.
+    """
+
+    def __init__(self, vocab: dict[str, int], length: int = 77) -> None:
+        self.vocab, self.length = vocab, length
+        self.pad_token, self.start_token, self.end_token = vocab[PAD], vocab[FIRST], vocab[SEPARATOR]
+
+    @cached_property
+    def _engine(self) -> Tokenizer:
+        engine = Tokenizer(models.WordPiece(vocab=self.vocab, unk_token=UNKNOWN, max_input_chars_per_word=100))
+        engine.normalizer = normalizers.BertNormalizer(lowercase=True)
+        engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        engine.add_special_tokens([mark for mark in (PAD, UNKNOWN, FIRST, SEPARATOR, MASK) if mark in self.vocab])
+        return engine
+
+    def words(self, text: str) -> list[int]:
+        """All ids of a text, without marks, of any number."""
+        ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """B texts -> (B, L) int64. A text too long loses its tail; the end is always marked."""
+        marks = self.start_token, self.end_token, self.pad_token
+        return _rows([self.words(text) for text in texts], *marks, self.length)
+
+    def write(self, folder: Path) -> None:
+        """`vocab.txt`, one piece a line in the order of their ids, as other tools read it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        pieces = sorted(self.vocab, key=self.vocab.__getitem__)
+        (folder / PIECES_FILE).write_text("".join(f"{piece}\n" for piece in pieces), "utf-8", newline="\n")
+
+
+def _rows(texts: list[list[int]], start: int, end: int, pad: int, length: int) -> Tensor:
+    """Ids of B texts -> (B, length) int64: cut, marked at both ends, filled up."""
+    rows = []
+    for words in texts:
+        ids = [start, *words[: length - 2], end]
+        rows.append(ids + [pad] * (length - len(ids)))
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
 
 
 def _engine(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
