@@ -18,7 +18,7 @@ from safelight.models.networks import shapes_of
 from safelight.models.tokenizer import ClipTokenizer
 from safelight.models.unet import UNetConfig
 from safelight.presets import PRESETS, Preset
-from safelight.presets.preset import Words
+from safelight.presets.conditions import Words
 
 HERE = Path(__file__).parent
 

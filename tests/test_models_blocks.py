@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from golden_cases import agree, golden, meta, off, shapes, weight, weights
-from safelight.models import autoencoder, unet
-from safelight.models.layers import Downsample, ResnetBlock, Upsample, sinusoids
+from safelight.checkpoints.keys import Op
+from safelight.models import autoencoder, spatial_transformer, unet
+from safelight.models.layers import Downsample, PositionAttention, ResnetBlock, Upsample, sinusoids
 
 SCALES = ["1", "0.001"]
 RESBLOCK = {
@@ -47,15 +48,11 @@ def fill(module: nn.Module, case: str, names: Mapping[str, str] | None = None) -
 @pytest.mark.parametrize(
     ("case", "module", "names"),
     [
-        ("cross_attention", unet.Attention(WIDTH, HEADS, CONTEXT), None),
-        ("basic_transformer_block", unet.TransformerBlock(WIDTH, HEADS, CONTEXT), None),
-        ("feed_forward_geglu", unet.FeedForward(WIDTH), None),
-        (
-            "spatial_transformer",
-            unet.SpatialTransformer(WIDTH, HEADS, 2, unet.UNetConfig(context_width=CONTEXT)),
-            None,
-        ),
-        ("vae_attn_block", autoencoder.PositionAttention(WIDTH, 32), ATTENTION),
+        ("cross_attention", spatial_transformer.Attention(WIDTH, HEADS, CONTEXT), None),
+        ("basic_transformer_block", spatial_transformer.TransformerBlock(WIDTH, HEADS, CONTEXT), None),
+        ("feed_forward_geglu", spatial_transformer.FeedForward(WIDTH), None),
+        ("spatial_transformer", spatial_transformer.SpatialTransformer(WIDTH, HEADS, 2, CONTEXT), None),
+        ("vae_attn_block", PositionAttention(WIDTH, groups=32, eps=autoencoder.EPS), ATTENTION),
         ("vae_downsample", Downsample(WIDTH, symmetric=False), None),
         ("vae_upsample", Upsample(WIDTH), None),
         (
@@ -72,14 +69,51 @@ def test_a_block(case: str, module: nn.Module, names: Mapping[str, str] | None, 
     agree(f"{case} at {scale}", fill(module, case, names)(*inputs), data[f"out_scale{scale}"])
 
 
+RESBLOCKS = {
+    "resblock": ResnetBlock(WIDTH, 64, groups=32, eps=unet.RESNET_EPS, time_width=TIME),
+    "resblock_up": ResnetBlock(WIDTH, WIDTH, groups=32, eps=unet.RESNET_EPS, time_width=TIME, resample="up"),
+    "resblock_down": ResnetBlock(WIDTH, WIDTH, groups=32, eps=unet.RESNET_EPS, time_width=TIME, resample="down"),
+    "resblock_scale_shift": ResnetBlock(
+        WIDTH, WIDTH, groups=32, eps=unet.RESNET_EPS, time_width=TIME, scale_shift=True
+    ),
+}
+
+
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_residual_block_that_knows_the_time(scale: str) -> None:
-    data = golden("blocks/resblock")
-    block = ResnetBlock(WIDTH, 64, groups=32, eps=unet.RESNET_EPS, time_width=TIME)
-    fill(block, "resblock", RESBLOCK)
+@pytest.mark.parametrize("case", RESBLOCKS)
+def test_the_residual_block_that_knows_the_time(case: str, scale: str) -> None:
+    data = golden(f"blocks/{case}")
+    block = fill(RESBLOCKS[case], case, RESBLOCK)
     time = F.silu(data[f"in1_scale{scale}"])  # ours is given what the original computes in each block
     out = data[f"out_scale{scale}"]
-    agree(f"resblock at {scale}", block(data[f"in0_scale{scale}"], time), out)
+    agree(f"{case} at {scale}", block(data[f"in0_scale{scale}"], time), out)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_attention_of_a_unet_without_a_context(scale: str) -> None:
+    """Queries, keys and values are one matrix in the original, the three of each head side by side."""
+    case = "blocks/attention_block_legacy"
+    data, theirs = golden(case), weights(case)
+    found = {f"group_norm.{kind}": theirs[f"norm.{kind}"] for kind in ("weight", "bias")}
+    found |= {"to_out.0.weight": theirs["proj_out.weight"].squeeze(-1), "to_out.0.bias": theirs["proj_out.bias"]}
+    for part, name in enumerate(("to_q", "to_k", "to_v")):
+        op = Op(rank=3, part=part, parts=3, heads=HEADS)
+        found[f"{name}.weight"] = op.into(theirs["qkv.weight"], (WIDTH, WIDTH))
+        found[f"{name}.bias"] = Op(part=part, parts=3, heads=HEADS).into(theirs["qkv.bias"], (WIDTH,))
+    attention = PositionAttention(WIDTH, groups=32, eps=unet.RESNET_EPS, heads=HEADS)
+    attention.load_state_dict(found, strict=True)
+    agree(f"attention at {scale}", attention(data[f"in0_scale{scale}"]), data[f"out_scale{scale}"])
+
+
+def test_a_residual_block_goes_up_to_a_given_size() -> None:
+    """As `Upsample` does; and down from an odd size it rounds down."""
+    up = ResnetBlock(4, 4, groups=2, eps=1e-5, resample="up")
+    down = ResnetBlock(4, 4, groups=2, eps=1e-5, resample="down")
+    x = torch.randn(1, 4, 5, 7)
+    assert up(x, size=(9, 13)).shape == (1, 4, 9, 13)
+    assert torch.equal(up(x, size=(10, 14)), up(x))
+    assert torch.equal(down(x), down(x[:, :, :4, :6])) is False, "the norms see what is then left out"
+    assert down(x).shape == (1, 4, 2, 3)
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-6])

@@ -24,40 +24,59 @@ from safelight.models.networks import Config, shapes_of
 from safelight.models.unet import UNet, UNetConfig
 from safelight.presets import PRESETS
 
+SD1 = UNetConfig(channels=(32, 64, 128, 128), context_width=48)
+SD2 = replace(SD1, heads=(2, 4, 8, 8), linear_projection=True)
+LDM = UNetConfig(
+    in_channels=3,
+    out_channels=3,
+    channels=(32, 64, 96, 128),
+    transformer_depth=(0, 1, 1, 1),
+    heads=(2, 4, 6, 8),
+    context_width=None,
+)
 UNETS: dict[str, UNetConfig] = {
-    "unet_sd1": UNetConfig(channels=(32, 64, 128, 128), context_width=48),
-    "unet_sd1_inpaint9": UNetConfig(in_channels=9, channels=(32, 64, 128, 128), context_width=48),
-    "unet_ldm_txt2img_style": UNetConfig(channels=(32, 64, 128, 128), context_width=40),
-    "unet_ldm_cin256v2_style": UNetConfig(
-        in_channels=3,
-        out_channels=3,
-        channels=(32, 64, 96, 160),
+    "unet_sd1": SD1,
+    "unet_sd1_inpaint9": replace(SD1, in_channels=9),
+    "unet_ldm_txt2img_style": replace(SD1, context_width=40),
+    "unet_ldm_cin256v2_style": replace(LDM, channels=(32, 64, 96, 160), heads=(1, 1, 1, 1), context_width=40),
+    "unet_ldm_layout2img_style": replace(LDM, transformer_depth=(0, 3, 3, 3), middle_depth=3, context_width=40),
+    "unet_ldm_uncond_celeba_style": LDM,
+    "unet_ldm_new_attention_order": LDM,
+    "unet_ldm_num_classes": replace(LDM, classes=10),
+    "unet_ldm_inpainting_big_style": replace(LDM, in_channels=7, heads=(8, 8, 8, 8), resnet_resampling=True),
+    "unet_sd2": SD2,
+    "unet_sd2_depth5": replace(SD2, in_channels=5),
+    "unet_sd21_unclip": replace(SD2, vector_width=64),
+    "unet_x4_upscaler": UNetConfig(
+        in_channels=7,
+        channels=(32, 64, 64, 128),
         transformer_depth=(0, 1, 1, 1),
-        heads=(1, 1, 1, 1),
-        context_width=40,
-    ),
-    "unet_ldm_layout2img_style": UNetConfig(
-        in_channels=3,
-        out_channels=3,
-        channels=(32, 64, 96, 128),
-        transformer_depth=(0, 3, 3, 3),
-        middle_depth=3,
-        heads=(2, 4, 6, 8),
-        context_width=40,
-    ),
-    "unet_sd2": UNetConfig(channels=(32, 64, 128, 128), heads=(2, 4, 8, 8), context_width=48, linear_projection=True),
-    "unet_sd2_depth5": UNetConfig(
-        in_channels=5,
-        channels=(32, 64, 128, 128),
-        heads=(2, 4, 8, 8),
         context_width=48,
         linear_projection=True,
+        context_only=(0, 1, 2),
+        classes=1000,
     ),
+    "unet_sdxl_base": replace(
+        SD2,
+        channels=(32, 64, 128),
+        transformer_depth=(0, 2, 3),
+        middle_depth=3,
+        heads=(2, 4, 8),
+        vector_width=96,
+        size_width=16,
+    ),
+    "unet_sdxl_refiner": replace(SD2, transformer_depth=(0, 2, 2, 0), middle_depth=2, vector_width=96, size_width=16),
 }
 AUTOENCODERS: dict[str, AutoencoderConfig] = {
     "vae_kl_f8": AutoencoderConfig(channels=(32, 64, 128, 128)),
     "vae_kl_f4_embed3": AutoencoderConfig(latent_channels=3, channels=(32, 64, 128)),
+    "vae_kl_f16_attn": AutoencoderConfig(
+        latent_channels=16, channels=(32, 32, 64, 64, 128), blocks_per_level=1, attention_levels=(4,)
+    ),
+    "vae_vq_f4": AutoencoderConfig(latent_channels=3, channels=(32, 64, 128), codebook_size=64),
+    "vae_vq_f8_attn": AutoencoderConfig(channels=(32, 64, 64, 128), attention_levels=(3,), codebook_size=64),
 }
+KL, VQ = ([case for case in AUTOENCODERS if f"_{kind}_" in case] for kind in ("kl", "vq"))
 TEXT = ClipTextConfig(
     vocab_size=300,
     width=32,
@@ -78,7 +97,8 @@ def filled(module: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def unet(case: str) -> UNet:
     network = UNet(UNETS[case])
-    layout = Layout({"unet": ldm.unet(UNETS[case])}, {"unet": shapes_of(UNETS[case])})
+    pairs = ldm.unet(UNETS[case], heads_first=case != "unet_ldm_new_attention_order")
+    layout = Layout({"unet": pairs}, {"unet": shapes_of(UNETS[case])})
     filled(network, layout.load(weights(case, before=ldm.UNET), case)[0]["unet"])
     return network
 
@@ -99,11 +119,16 @@ def clip_text(case: str, config: ClipTextConfig) -> ClipText:
 # The UNet
 
 
+def told(data: dict[str, Tensor]) -> Conditioning:
+    """The doors that a case has; labels are (B,) there."""
+    vector = data.get("y")
+    return Conditioning(data.get("context"), vector[:, None] if vector is not None and vector.ndim == 1 else vector)
+
+
 @pytest.mark.parametrize("case", UNETS)
 def test_unet(case: str) -> None:
     data = golden(case)
-    cond = Conditioning(context=data["context"])
-    agree(case, unet(case)(data["x"], data["t"].float(), cond), data["out"])
+    agree(case, unet(case)(data["x"], data["t"].float(), told(data)), data["out"])
 
 
 def test_what_is_stacked_under_the_latent_may_come_by_its_own_door() -> None:
@@ -113,11 +138,12 @@ def test_what_is_stacked_under_the_latent_may_come_by_its_own_door() -> None:
     agree("unet_sd1_inpaint9 by doors", out, data["out"])
 
 
-@pytest.mark.parametrize("case", ["unet_sd1", "unet_ldm_cin256v2_style"])
+@pytest.mark.parametrize("case", [case for case in UNETS if any(name.startswith("act.") for name in golden(case))])
 def test_the_inside_of_the_unet(case: str) -> None:
     data, network = golden(case), unet(case)
     depth = UNETS[case].transformer_depth
     places = {
+        "label_emb": "class_embedding" if UNETS[case].size_width is None else "add_embedding",
         "time_embed": "time_embedding",
         "input_blocks.0": "conv_in",
         "input_blocks.1": f"down_blocks.0.{'attentions' if depth[0] > 0 else 'resnets'}.0",
@@ -133,11 +159,10 @@ def test_the_inside_of_the_unet(case: str) -> None:
 
         network.get_submodule(places[name]).register_forward_hook(note)
 
-    for name in places:
+    compared = [name.removeprefix("act.") for name in data if name.startswith("act.")]
+    for name in compared:
         watch(name)
-    network(data["x"], data["t"].float(), Conditioning(context=data["context"]))
-    compared = [name for name in places if f"act.{name}" in data]
-    assert len(compared) >= 4
+    network(data["x"], data["t"].float(), told(data))
     for name in compared:
         agree(f"{case} {name}", seen[name], data[f"act.{name}"])
 
@@ -145,7 +170,7 @@ def test_the_inside_of_the_unet(case: str) -> None:
 # The autoencoder
 
 
-@pytest.mark.parametrize("case", AUTOENCODERS)
+@pytest.mark.parametrize("case", KL)
 def test_autoencoder(case: str) -> None:
     data, network = golden(case), autoencoder(case)
     agree(f"{case} encoder", network.encoder(data["x"]), data["encoder_out"])
@@ -170,6 +195,28 @@ def test_the_log_variance_is_clamped() -> None:
     assert torch.equal(logvar, data["big_logvar_clamped"])
     assert torch.equal(mean, data["big_moments"].chunk(2, 1)[0])
     assert (float(logvar.min()), float(logvar.max())) == LOGVAR_RANGE
+
+
+@pytest.mark.parametrize("case", VQ)
+def test_vq_autoencoder(case: str) -> None:
+    data, network = golden(case), autoencoder(case)
+    latent, logvar = network.encode(data["x"])
+    agree(f"{case} encoded", latent, data["interface_encode"])
+    assert torch.equal(latent + torch.exp(0.5 * logvar) * torch.randn_like(latent), latent), "it is certain"
+    agree(f"{case} decoded", network.decode(latent), data["interface_decode"])
+    agree(f"{case} decoded as it is", network.decode_entries(latent), data["interface_decode_not_quantized"])
+    agree(f"{case} any latent decoded", network.decode(data["z"]), data["interface_decode_z"])
+    agree(f"{case} there and back", network(data["x"], torch.randn_like(latent))[0], data["dec"])
+
+
+@pytest.mark.parametrize("case", VQ)
+def test_the_codebook(case: str) -> None:
+    data, network = golden(case), autoencoder(case)
+    found = network.quantise(data["prequant"])
+    assert torch.equal(found.indices.flatten(), data["indices"])
+    assert torch.equal(found.entries, data["codebook_entry"])
+    assert torch.equal(found.latent, data["quant"]), "to the last bit: what is added is rounded"
+    agree(f"{case} losses", found.commitment_loss + 0.25 * found.codebook_loss, data["emb_loss"])
 
 
 # CLIP
@@ -318,7 +365,8 @@ def test_an_original_file_gives_the_original_numbers(tmp_path: Path) -> None:
     }
     file = {k: v for case, before, _ in parts.values() for k, v in weights(case, before=before).items()}
     save_file(file, tmp_path / "model.safetensors")
-    preset = replace(PRESETS["sd1"], unet=UNETS["unet_sd1"], autoencoder=AUTOENCODERS["vae_kl_f8"], text=TEXT)
+    preset = replace(PRESETS["sd1"], unet=UNETS["unet_sd1"], autoencoder=AUTOENCODERS["vae_kl_f8"])
+    preset = preset.with_towers({"text": TEXT})
     loaded = read(tmp_path / "model.safetensors", preset=preset)
 
     data, network = golden("unet_sd1"), UNet(preset.unet)

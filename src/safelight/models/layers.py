@@ -7,6 +7,7 @@ Parameter names are those of the diffusers files, the ones that most tools speak
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +20,54 @@ class ResnetBlock(nn.Module):
     Args:
         eps: of the group norms: 1e-5 in the UNet, 1e-6 in the autoencoder.
         time_width: T, or None for a block that knows no time (autoencoder).
+        scale_shift: the time embedding scales and shifts what the second norm gives, instead of being added before it
+            (Dhariwal & Nichol 2021, sec. 3, "adaptive group normalization").
+        resample: the block is also the way to the next resolution (BigGAN's, ibid.): both its skip and what its first
+            convolution sees are halved by averaging ("down") or doubled by repeating ("up").
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, *, groups: int, eps: float, time_width: int | None = None
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        groups: int,
+        eps: float,
+        time_width: int | None = None,
+        scale_shift: bool = False,
+        resample: Literal["down", "up"] | None = None,
     ) -> None:
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.norm1 = nn.GroupNorm(groups, channels_in, eps)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.time_emb_proj = None if time_width is None else nn.Linear(time_width, channels_out)
+        told = 2 * channels_out if scale_shift else channels_out
+        self.time_emb_proj = None if time_width is None else nn.Linear(time_width, told)
         self.norm2 = nn.GroupNorm(groups, channels_out, eps)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.conv_shortcut = None if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), time (B, T) after its SiLU -> (B, C', H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
+    def forward(self, x: Tensor, time: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """x (B, C, H, W), time (B, T) after its SiLU -> (B, C', H', W').
+
+        H' and W' are H and W, unless the block halves them (rounding down) or doubles them (or makes them `size`).
+        """
+        h = F.silu(self.norm1(x))
+        if self.resample == "down":
+            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+        elif self.resample == "up":
+            x, h = doubled(x, size), doubled(h, size)
+        h = self.conv1(h)
         if self.time_emb_proj is not None and time is not None:
-            h = h + self.time_emb_proj(time)[:, :, None, None]  # (B, C', 1, 1)
-        h = self.conv2(F.silu(self.norm2(h)))
+            told = self.time_emb_proj(time)[:, :, None, None]  # (B, C' or 2C', 1, 1)
+            if self.scale_shift:
+                scale, shift = told.chunk(2, dim=1)
+                h = self.norm2(h) * (1 + scale) + shift
+            else:
+                h = self.norm2(h + told)
+        else:
+            h = self.norm2(h)
+        h = self.conv2(F.silu(h))
         skip: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
         y: Tensor = skip + h
         return y
@@ -70,10 +100,42 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W), or `size` where the skip to be joined was of odd size."""
-        if size is None:
-            size = (2 * x.shape[-2], 2 * x.shape[-1])
-        y: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
+        y: Tensor = self.conv(doubled(x, size))
         return y
+
+
+def doubled(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Nearest neighbour, (B, C, H, W) -> (B, C, 2H, 2W), or to `size`."""
+    if size is None:
+        size = (2 * x.shape[-2], 2 * x.shape[-1])
+    return F.interpolate(x, size=size, mode="nearest")
+
+
+class PositionAttention(nn.Module):
+    """Self-attention over all positions of a picture, around a skip.
+
+    Single-headed inside the autoencoder; in a UNet without a context it stands where others have a transformer
+    (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, sec. 3).
+
+    Args:
+        eps: of the group norm: 1e-5 in the UNet, 1e-6 in the autoencoder.
+    """
+
+    def __init__(self, width: int, *, groups: int, eps: float, heads: int = 1) -> None:
+        super().__init__()
+        self.heads = heads
+        self.group_norm = nn.GroupNorm(groups, width, eps)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        y = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, h*w, C)
+        y = self.to_out[0](attend(self.to_q(y), self.to_k(y), self.to_v(y), self.heads))
+        out: Tensor = x + y.transpose(1, 2).reshape(x.shape)
+        return out
 
 
 def heads_apart(x: Tensor, heads: int) -> Tensor:

@@ -9,17 +9,35 @@ import torch
 from torch import nn
 
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
+from safelight.models.bert import Bert, BertConfig
 from safelight.models.clip import ClipText, ClipTextConfig, ClipVision, ClipVisionConfig
 from safelight.models.depth import Depth, DepthConfig
+from safelight.models.labels import Labels, LabelsConfig
+from safelight.models.normalizer import Normalizer, NormalizerConfig
+from safelight.models.rescaler import Rescaler, RescalerConfig
 from safelight.models.unet import UNet, UNetConfig
 
-Config = UNetConfig | AutoencoderConfig | ClipTextConfig | ClipVisionConfig | DepthConfig
+Config = (
+    UNetConfig
+    | AutoencoderConfig
+    | ClipTextConfig
+    | ClipVisionConfig
+    | DepthConfig
+    | BertConfig
+    | LabelsConfig
+    | RescalerConfig
+    | NormalizerConfig
+)
 
 NETWORKS: Mapping[type, type[nn.Module]] = {
     UNetConfig: UNet,
     AutoencoderConfig: Autoencoder,
     ClipTextConfig: ClipText,
     ClipVisionConfig: ClipVision,
+    BertConfig: Bert,
+    LabelsConfig: Labels,
+    RescalerConfig: Rescaler,
+    NormalizerConfig: Normalizer,
     DepthConfig: Depth,
 }
 

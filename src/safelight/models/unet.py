@@ -1,36 +1,40 @@
-"""The conditional UNet: the one network of the whole family (Rombach et al. 2022, sec. 3.3 and appendix E.2.1).
+"""The UNet: the one network of the whole family (Rombach et al. 2022, sec. 3.3 and appendix E.2.1).
 
-A U of residual blocks over the latent; on the levels that ask for it every block is followed by a transformer that
-attends to the picture itself and then to the conditions' context.
+A U of residual blocks over the latent. On the levels that ask for it every block is followed by a transformer that
+attends to the picture itself and then to the conditions' context or, in a UNet without a context, by attention
+over the positions alone (Ho et al. 2020; Dhariwal & Nichol 2021).
 
-Shapes: B batch, C channels, h w latent size, L context tokens, D context width, T time width.
+Parameter names are those of diffusers' UNet2DConditionModel, without a context those of its UNet2DModel; where a
+level is left by a residual block, those of its ResnetDownsampleBlock2D and ResnetUpsampleBlock2D.
+
+Shapes: B batch, C channels, h w latent size, L context tokens, D context width, V vector width, T time width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.doors import Conditioning
-from safelight.models.layers import Downsample, ResnetBlock, Upsample, attend, sinusoids
+from safelight.models.layers import Downsample, PositionAttention, ResnetBlock, Upsample, sinusoids
+from safelight.models.spatial_transformer import SpatialTransformer
 
 RESNET_EPS = 1e-5
-TRANSFORMER_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The shape of a UNet. The defaults are SD 1.x (859,520,964 parameters)."""
+    """The shape of a UNet. The defaults are SD 1.x (859,520,964 parameters). Level 0 is the finest."""
 
     in_channels: int = 4
     """Channels of the latent and of everything stacked under it."""
     out_channels: int = 4
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    """Width of each level, finest first."""
+    """Width of each level."""
     blocks_per_level: int = 2
     """Residual blocks per level on the way down; one more on the way up."""
     transformer_depth: tuple[int, ...] = (1, 1, 1, 0)
@@ -38,17 +42,41 @@ class UNetConfig:
     middle_depth: int = 1
     """Transformer blocks in the middle."""
     heads: tuple[int, ...] = (8, 8, 8, 8)
-    """Attention heads of each level; the middle uses the last."""
-    context_width: int = 768
-    """D, the width of the tokens attended to."""
+    """Attention heads of each level; the middle uses the last. (Some speak of the width of a head instead.)"""
+    context_width: int | None = 768
+    """D, the width of the tokens attended to. None: there are none, and attention over the positions, one layer deep,
+    stands where others have transformers (the LDMs that are told nothing, or by the other doors)."""
     linear_projection: bool = False
     """Whether the transformers' ways in and out are linear layers (SD 2, SDXL) or 1x1 convolutions (SD 1)."""
+    context_only: tuple[int, ...] = ()
+    """Levels whose transformers attend twice to the context and never to the picture (x4 upscaler)."""
+    vector_width: int | None = None
+    """V, the width of the vector that is added to the time embedding through two linear layers; None: no vector."""
+    size_width: int | None = None
+    """The vector ends in the sinusoids of sizes, each so wide (SDXL). This changes nothing but names: diffusers makes
+    such a vector inside its network, and calls the two layers `add_embedding`, not `class_embedding`."""
+    classes: int | None = None
+    """Number of labels, each with a learned vector that is added to the time embedding; None: no labels."""
+    scale_shift: bool = False
+    """Whether the time embedding scales and shifts inside the residual blocks, or is added."""
+    resnet_resampling: bool = False
+    """Whether the ways between the levels are residual blocks, or single convolutions."""
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
         levels = len(self.channels)
         if not len(self.transformer_depth) == len(self.heads) == levels:
             raise ValueError(f"transformer_depth and heads must have one entry for each of the {levels} levels")
+        if self.context_width is None and (max(self.transformer_depth) > 1 or self.middle_depth != 1):
+            raise ValueError("without a context, transformer_depth is 0 or 1 at each level, and middle_depth 1")
+        if self.context_width is None and (self.context_only != () or self.linear_projection):
+            raise ValueError("context_only and linear_projection are of transformers: they need a context_width")
+        if not set(self.context_only) <= set(range(levels)):
+            raise ValueError(f"context_only {self.context_only} names levels that are not among the {levels}")
+        if self.vector_width is not None and self.classes is not None:
+            raise ValueError("the vector door brings either a vector or a label: give vector_width or classes")
+        if self.size_width is not None and self.vector_width is None:
+            raise ValueError("size_width says how a vector is made: it needs a vector_width")
 
     @property
     def time_width(self) -> int:
@@ -57,7 +85,7 @@ class UNetConfig:
 
 
 class TimeEmbedding(nn.Module):
-    """Two linear layers over the sinusoids of the time."""
+    """Two linear layers over the sinusoids of the time, or over a vector."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -70,146 +98,100 @@ class TimeEmbedding(nn.Module):
         return y
 
 
-class Attention(nn.Module):
-    """Attention of x to itself, or to a context of another width."""
-
-    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
-        super().__init__()
-        source = width if context_width is None else context_width
-        self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(source, width, bias=False)
-        self.to_v = nn.Linear(source, width, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, h*w, C), context (B, L, D) or None for self-attention -> (B, h*w, C)."""
-        source = x if context is None else context
-        y: Tensor = self.to_out[0](attend(self.to_q(x), self.to_k(source), self.to_v(source), self.heads))
-        return y
-
-
-class GEGLU(nn.Module):
-    """Linear unit gated by a GELU (Shazeer 2020)."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, C) -> (B, L, inner)."""
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        y: Tensor = value * F.gelu(gate)
-        return y
-
-
-class FeedForward(nn.Module):
-    """GEGLU to four times the width, and back."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        # The original has a dropout between the two, hence the names net.0 and net.2 in every file.
-        self.net = nn.ModuleDict({"0": GEGLU(width, 4 * width), "2": nn.Linear(4 * width, width)})
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, C) -> (B, L, C)."""
-        y: Tensor = self.net["2"](self.net["0"](x))
-        return y
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context, feed-forward, each around a skip."""
-
-    def __init__(self, width: int, heads: int, context_width: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attn1 = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.attn2 = Attention(width, heads, context_width)
-        self.norm3 = nn.LayerNorm(width)
-        self.ff = FeedForward(width)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, h*w, C), context (B, L, D) -> (B, h*w, C)."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
-        x = x + self.ff(self.norm3(x))
-        return x
-
-
-class SpatialTransformer(nn.Module):
-    """Transformer blocks over the picture's positions as tokens, around a skip."""
-
-    def __init__(self, width: int, heads: int, depth: int, config: UNetConfig) -> None:
-        super().__init__()
-        self.linear = config.linear_projection
-        self.norm = nn.GroupNorm(config.norm_groups, width, TRANSFORMER_EPS)
-        self.proj_in = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
-        self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(width, heads, config.context_width) for _ in range(depth)
-        )
-        self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, h, w), context (B, L, D) -> (B, C, h, w)."""
-        size = x.shape[-2:]
-        y = self.norm(x)
-        y = self.proj_in(_tokens(y)) if self.linear else _tokens(self.proj_in(y))
-        for block in self.transformer_blocks:
-            y = block(y, context)
-        y = _picture(self.proj_out(y), size) if self.linear else self.proj_out(_picture(y, size))
-        return x + y
-
-
-def _tokens(x: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h*w, C)."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def _picture(x: Tensor, size: torch.Size) -> Tensor:
-    """(B, h*w, C) -> (B, C, h, w)."""
-    return x.transpose(1, 2).reshape(len(x), -1, *size)
-
-
 class Level(nn.Module):
     """The blocks of one resolution on one side of the U, and the way to the next resolution if there is one."""
 
-    def __init__(self, widths: list[tuple[int, int]], level: int, config: UNetConfig) -> None:
-        """widths: (channels in, channels out) of each residual block."""
+    def __init__(
+        self, widths: list[tuple[int, int]], level: int, config: UNetConfig, way: Literal["down", "up"] | None
+    ) -> None:
+        """widths: (channels in, channels out) of each residual block. way: where the level is left for."""
         super().__init__()
-        depth, heads = config.transformer_depth[level], config.heads[level]
+        depth = config.transformer_depth[level]
         self.resnets = nn.ModuleList(_resnet(a, b, config) for a, b in widths)
-        self.attentions = nn.ModuleList(SpatialTransformer(b, heads, depth, config) for _, b in widths if depth > 0)
+        self.attentions = nn.ModuleList(_attention(b, level, depth, config) for _, b in widths if depth > 0)
         self.downsamplers: nn.ModuleList | None = None
         self.upsamplers: nn.ModuleList | None = None
+        if way == "down":
+            self.downsamplers = nn.ModuleList([_resampler(widths[-1][1], config, way)])
+        elif way == "up":
+            self.upsamplers = nn.ModuleList([_resampler(widths[-1][1], config, way)])
 
     def block(self, i: int, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
-        """Residual block i and its transformer."""
+        """Residual block i and what attends behind it."""
         x = self.resnets[i](x, time)
         if len(self.attentions) > 0:
-            x = self.attentions[i](x, context)
+            x = _attended(self.attentions[i], x, context)
         return x
+
+    def leave(self, x: Tensor, time: Tensor, size: torch.Size | None = None) -> Tensor:
+        """(B, C, h, w) -> (B, C, h/2, w/2) on the way down, (B, C, *size) on the way up; where there is one."""
+        ways = self.downsamplers if self.upsamplers is None else self.upsamplers
+        assert ways is not None
+        way = ways[0]
+        if isinstance(way, ResnetBlock):
+            y: Tensor = way(x, time, size)
+        else:
+            y = way(x) if size is None else way(x, size)
+        return y
 
 
 class Middle(nn.Module):
-    """Residual block, transformer, residual block at the bottom of the U."""
+    """Residual block, attention, residual block at the bottom of the U."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         width = config.channels[-1]
         self.resnets = nn.ModuleList(_resnet(width, width, config) for _ in range(2))
-        self.attentions = nn.ModuleList([SpatialTransformer(width, config.heads[-1], config.middle_depth, config)])
+        self.attentions = nn.ModuleList([_attention(width, None, config.middle_depth, config)])
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        y: Tensor = self.resnets[1](self.attentions[0](self.resnets[0](x, time), context), time)
+        x = _attended(self.attentions[0], self.resnets[0](x, time), context)
+        y: Tensor = self.resnets[1](x, time)
         return y
 
 
-def _resnet(channels_in: int, channels_out: int, config: UNetConfig) -> ResnetBlock:
+def _resnet(
+    channels_in: int, channels_out: int, config: UNetConfig, resample: Literal["down", "up"] | None = None
+) -> ResnetBlock:
     return ResnetBlock(
-        channels_in, channels_out, groups=config.norm_groups, eps=RESNET_EPS, time_width=config.time_width
+        channels_in,
+        channels_out,
+        groups=config.norm_groups,
+        eps=RESNET_EPS,
+        time_width=config.time_width,
+        scale_shift=config.scale_shift,
+        resample=resample,
     )
+
+
+def _resampler(width: int, config: UNetConfig, way: Literal["down", "up"]) -> nn.Module:
+    """The way between two levels."""
+    if config.resnet_resampling:
+        return _resnet(width, width, config, way)
+    return Downsample(width, symmetric=True) if way == "down" else Upsample(width)
+
+
+def _attention(width: int, level: int | None, depth: int, config: UNetConfig) -> nn.Module:
+    """What attends at a level; None is the middle."""
+    heads = config.heads[-1 if level is None else level]
+    if config.context_width is None:
+        return PositionAttention(width, groups=config.norm_groups, eps=RESNET_EPS, heads=heads)
+    return SpatialTransformer(
+        width,
+        heads,
+        depth,
+        config.context_width,
+        linear=config.linear_projection,
+        context_only=level in config.context_only,
+        groups=config.norm_groups,
+    )
+
+
+def _attended(attention: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+    """x (B, C, h, w) after attention to itself and to the context, if there is one."""
+    y: Tensor = attention(x) if context is None else attention(x, context)
+    return y
 
 
 def initialise(unet: UNet) -> None:
@@ -223,6 +205,8 @@ def initialise(unet: UNet) -> None:
             last.append(module.conv2)
         elif isinstance(module, SpatialTransformer):
             last.append(module.proj_out)
+        elif isinstance(module, PositionAttention):
+            last.append(module.to_out)
     for module in last:
         for parameter in module.parameters():
             nn.init.zeros_(parameter)
@@ -242,18 +226,25 @@ class UNet(nn.Module):
         widths, n = config.channels, config.blocks_per_level
         last = len(widths) - 1
         self.time_embedding = TimeEmbedding(widths[0], config.time_width)
+        self.class_embedding: nn.Module | None = None
+        self.add_embedding: nn.Module | None = None
+        if config.classes is not None:
+            self.class_embedding = nn.Embedding(config.classes, config.time_width)
+        elif config.vector_width is not None:
+            layers = TimeEmbedding(config.vector_width, config.time_width)
+            if config.size_width is None:
+                self.class_embedding = layers
+            else:
+                self.add_embedding = layers
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
 
         # Every output on the way down is kept and joined on the way up: its widths, in order.
         kept = [widths[0]]
         self.down_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
-            level = Level([(kept[-1] if j == 0 else width, width) for j in range(n)], i, config)
-            kept += [width] * n
-            if i < last:
-                level.downsamplers = nn.ModuleList([Downsample(width, symmetric=True)])
-                kept.append(width)
-            self.down_blocks.append(level)
+            pairs = [(kept[-1] if j == 0 else width, width) for j in range(n)]
+            self.down_blocks.append(Level(pairs, i, config, "down" if i < last else None))
+            kept += [width] * (n + 1 if i < last else n)
 
         self.mid_block = Middle(config)
 
@@ -264,10 +255,7 @@ class UNet(nn.Module):
             for _ in range(n + 1):
                 pairs.append((below + kept.pop(), widths[i]))
                 below = widths[i]
-            level = Level(pairs, i, config)
-            if i > 0:
-                level.upsamplers = nn.ModuleList([Upsample(widths[i])])
-            self.up_blocks.append(level)
+            self.up_blocks.append(Level(pairs, i, config, "up" if i > 0 else None))
 
         self.conv_norm_out = nn.GroupNorm(config.norm_groups, widths[0], RESNET_EPS)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
@@ -278,15 +266,20 @@ class UNet(nn.Module):
         Args:
             x: (B, C, h, w), noisy latent scaled to unit variance.
             t: (B,), time in schedule steps, 0 to 999, may be fractional.
-            cond: `context` (B, L, D); `concat`, if given, is stacked under x.
+            cond: exactly the doors that the config has. `context` (B, L, D) where there is a `context_width`; `vector`
+                (B, V) where there is a `vector_width`, or (B, 1) labels from 0 to `classes` - 1 in an integer type,
+                where there are `classes`; `concat`, if given, is stacked under x.
 
         Returns:
             (B, out_channels, h, w), in x's dtype.
+
+        Raises:
+            ValueError: a door is open that this UNet does not have, or closed that it needs.
         """
+        _check(cond, self.config)
         if cond.concat is not None:
             x = torch.cat([x, cond.concat], dim=1)
-        embedded = sinusoids(t, self.config.channels[0]).to(x.dtype)
-        time = F.silu(self.time_embedding(embedded))  # (B, T); every block begins by the SiLU, so it is done once
+        time = F.silu(self._embed(t, cond.vector, x.dtype))  # every block begins by the SiLU, so it is done once
 
         x = self.conv_in(x)
         kept = [x]
@@ -295,7 +288,7 @@ class UNet(nn.Module):
                 x = level.block(i, x, time, cond.context)
                 kept.append(x)
             if level.downsamplers is not None:
-                x = level.downsamplers[0](x)
+                x = level.leave(x, time)
                 kept.append(x)
 
         x = self.mid_block(x, time, cond.context)
@@ -304,7 +297,31 @@ class UNet(nn.Module):
             for i in range(len(level.resnets)):
                 x = level.block(i, torch.cat([x, kept.pop()], dim=1), time, cond.context)
             if level.upsamplers is not None:
-                x = level.upsamplers[0](x, size=kept[-1].shape[-2:])
+                x = level.leave(x, time, kept[-1].shape[-2:])
 
         y: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return y
+
+    def _embed(self, t: Tensor, vector: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The time (B,), and the vector or labels if there are any, as one embedding (B, T)."""
+        time: Tensor = self.time_embedding(sinusoids(t, self.config.channels[0]).to(dtype))
+        if vector is None:
+            return time
+        if self.add_embedding is not None:
+            told: Tensor = self.add_embedding(vector)
+        else:
+            assert self.class_embedding is not None
+            told = self.class_embedding(vector if self.config.classes is None else vector[:, 0])
+        return time + told
+
+
+def _check(cond: Conditioning, config: UNetConfig) -> None:
+    """Raise ValueError unless just those doors are open that the config has (the third is seen by its channels)."""
+    vector = config.vector_width if config.classes is None else config.classes
+    for door, given, has in (("context", cond.context, config.context_width), ("vector", cond.vector, vector)):
+        if given is None and has is not None:
+            raise ValueError(f"this UNet is told something by its {door} door: give Conditioning.{door}")
+        if given is not None and has is None:
+            raise ValueError(f"this UNet has no {door} door: leave Conditioning.{door} out")
+    if config.classes is not None and cond.vector is not None and cond.vector.is_floating_point():
+        raise ValueError("labels must have an integer type: bfloat16 cannot tell 999 from 1000")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -15,34 +14,10 @@ from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.clip import ClipTextConfig
 from safelight.models.networks import Config
 from safelight.models.unet import UNetConfig
+from safelight.presets.conditions import Condition, Words
 
-UNET, AUTOENCODER, TEXT, TEXT_2 = "unet", "autoencoder", "text", "text_2"
-"""Parts of a member: the names of its networks, in presets, checkpoints and models alike."""
-
-States = Literal["last", "penultimate", "penultimate_normed"]
-"""Which states of a text tower are attended to: the last (always after the final norm), or those before its
-last layer, without or with the final norm."""
-
-
-@dataclass(frozen=True)
-class Words:
-    """The prompt through a text tower, to the context door. Several towers stand side by side, in their order."""
-
-    tower: ClipTextConfig
-    part: str = TEXT
-    states: States = "last"
-    pooled: bool = False
-    """Whether the tower's projected summary goes to the vector door, too."""
-    kind: Literal["words"] = "words"
-
-    @property
-    def network(self) -> ClipTextConfig:
-        """What the condition is made by."""
-        return self.tower
-
-
-Condition = Words
-"""What a member is told by, and through which door."""
+UNET, AUTOENCODER = "unet", "autoencoder"
+"""Parts of a member, beside those that its conditions are made by (`conditions`)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +28,8 @@ class Preset:
     title: str
     """What people call it."""
     unet: UNetConfig
-    autoencoder: AutoencoderConfig
+    autoencoder: AutoencoderConfig | None
+    """None: the network works on the pixels themselves."""
     conditions: tuple[Condition, ...]
     schedule: ScheduleConfig
     prediction: Prediction
@@ -71,13 +47,22 @@ class Preset:
     @property
     def networks(self) -> Mapping[str, Config]:
         """Every network of the member, by part."""
-        told = {condition.part: condition.network for condition in self.conditions}
-        return {UNET: self.unet, AUTOENCODER: self.autoencoder, **told}
+        found: dict[str, Config] = {UNET: self.unet}
+        if self.autoencoder is not None:
+            found[AUTOENCODER] = self.autoencoder
+        for condition in self.conditions:
+            found.update(condition.networks)
+        return found
 
     @property
     def words(self) -> tuple[Words, ...]:
         """The text towers, in order."""
         return tuple(condition for condition in self.conditions if isinstance(condition, Words))
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position, on a side."""
+        return 1 if self.autoencoder is None else self.autoencoder.factor
 
     def with_towers(self, towers: Mapping[str, ClipTextConfig]) -> Preset:
         """The same member with other text towers, by part; those not named stay."""

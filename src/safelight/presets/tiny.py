@@ -5,7 +5,8 @@ from __future__ import annotations
 from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.clip import ClipTextConfig, ClipVisionConfig
 from safelight.models.unet import UNetConfig
-from safelight.presets.preset import Preset, Words
+from safelight.presets.conditions import Words
+from safelight.presets.preset import Preset
 from safelight.presets.sd1 import SCHEDULE
 
 TINY_VOCAB = 928
