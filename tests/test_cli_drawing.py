@@ -18,7 +18,8 @@ from safelight.diffusion.samplers import SAMPLERS
 from safelight.diffusion.sigmas import SPACINGS
 from safelight.presets import PRESETS
 from safelight.tasks.metadata import read_record
-from safelight.tasks.requests import TASKS, asked, flag
+from safelight.tasks.request import asked, flag
+from safelight.tasks.requests import TASKS
 from safelight.training.config import LoopConfig
 from toy import toy_folder, toy_model
 
@@ -104,7 +105,7 @@ def test_every_field_of_a_request_is_an_option(task: str, capsys: pytest.Capture
     words = capsys.readouterr().out.split()
     for name, field in asked(TASKS[task]).items():
         assert f"--{flag(name, field)}" in words
-    promised = "model negative steps sampler schedule guidance seed width height batch output save-steps from json"
+    promised = "model steps sampler schedule guidance seed batch output save-steps from json"
     assert {f"--{name}" for name in promised.split()} <= set(words)
 
 
@@ -128,7 +129,7 @@ def test_help_is_a_command_and_lists_drawing_first(capsys: pytest.CaptureFixture
     run("help")
     assert capsys.readouterr().out == top
     listed = [line.split()[1] for line in top.splitlines() if line.startswith("│ ") and line[2] != " "]
-    assert listed[:6] == ["txt2img", "img2img", "models", "convert", "train", "evaluate"]
+    assert listed[: len(TASKS) + 4] == [*TASKS, "models", "convert", "train", "evaluate"]
     assert top.splitlines()[-1].startswith("safelight COMMAND --help")
     run("help", "convert")
     help_ = capsys.readouterr().out

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "mistakes": set(),
     "doors": set(),
 }
-CONFIGS_ONLY = {"presets": ("Config", "Prediction")}
+CONFIGS_ONLY = {"presets": ("Config", "Prediction", "States")}
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "base", "core", "tools", "stuff"}
 NO_TENSORS = {"cli", "serving"}
 

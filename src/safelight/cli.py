@@ -26,7 +26,8 @@ from cyclopts.help import DefaultFormatter
 from safelight import __version__
 from safelight.errors import OutputError, RequestError, SafelightError
 from safelight.mistakes import explain
-from safelight.tasks.requests import TASKS, Request, asked, flag
+from safelight.tasks.request import Request, asked, flag, positional
+from safelight.tasks.requests import TASKS
 from safelight.tasks.sources import PLAIN, Reading
 from safelight.training.recipes import commands as recipes
 
@@ -113,9 +114,8 @@ def _draw(task: str, drawing: Drawing, reading: Reading, given: dict[str, object
     _check_output(drawing.output)
     model = _load(drawing, reading, record)
     request = model.resolve(request)
-    for name in ("prompt", "negative_prompt"):
-        if (unread := model.unread(getattr(request, name))) > 0:
-            print(f"note: the last {unread} tokens of the {name} are not read", file=sys.stderr)
+    for name, unread in model.unread(request).items():
+        print(f"note: the last {unread} tokens of the {name} are not read", file=sys.stderr)
 
     started = time.perf_counter()
     if drawing.save_steps is not None:
@@ -212,14 +212,13 @@ def _check_output(output: Path | None) -> None:
 def _option(request: type[Request], name: str, field: FieldInfo) -> inspect.Parameter:
     """A request's field as a command-line option: absent is None, so that what was given is known."""
     kinds = get_args(field.annotation)
-    kind: Any = field.annotation if not kinds else next(k for k in kinds if k is not type(None))
+    kind: Any = next((k for k in kinds if k is not type(None)), field.annotation)
     help_ = str(field.description)
     if not field.is_required() and field.default not in (None, ""):
         help_ += f" Default: {field.default}."
-    positional = name == next(iter(request.model_fields))
     return inspect.Parameter(
         name,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD if positional else inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD if name == positional(request) else inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[kind | None, Parameter(name=f"--{flag(name, field)}", help=help_)],
     )
@@ -228,18 +227,19 @@ def _option(request: type[Request], name: str, field: FieldInfo) -> inspect.Para
 def _drawing_command(request: type[Request]) -> Callable[..., None]:
     """The command of a task: one option per field of its request, then those of `Drawing`."""
     options = [_option(request, name, field) for name, field in asked(request).items()]
+    options.sort(key=lambda option: option.kind)  # the one without a flag must come first
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         for name, annotation in (("drawing", Annotated[Drawing | None, FLAT]), ("reading", ReadingOptions))
     ]
 
     def command(
-        *positional: object,
+        *unnamed: object,
         drawing: Drawing | None = None,
         reading: Reading | None = None,
         **named: object,
     ) -> None:
-        given = {option.name: value for option, value in zip(options, positional, strict=False)} | named
+        given = {option.name: value for option, value in zip(options, unnamed, strict=False)} | named
         given = {name: value for name, value in given.items() if value is not None}
         _draw(
             request.task,
@@ -304,8 +304,10 @@ def list_models(*, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps({"models": [model.model_dump() for model in models]}))
         return
-    for model in models:
-        print(f"{model.name:<8}{f'{model.width}x{model.height}':<10}{model.title:<24}{model.weights}")
+    rows = [(model.name, f"{model.width}x{model.height}", model.title, model.weights) for model in models]
+    widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
+    for *cells, weights in rows:
+        print("".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)) + weights)
 
 
 @models_app.command(name="show")

@@ -31,4 +31,8 @@ class Noise:
 
     def __call__(self) -> Tensor:
         """The next draw (B, C, h, w), float32, on the CPU."""
-        return torch.stack([torch.randn(self.shape, generator=g, dtype=torch.float32) for g in self._generators])
+        return self.draw(self.shape)
+
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """The next draw in another shape (B, *shape): for conditions that are told under noise."""
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._generators])

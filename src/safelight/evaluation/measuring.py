@@ -16,7 +16,8 @@ from safelight.evaluation.prompts import SHOWN, Prompt, first_of_each, held_out_
 from safelight.evaluation.report import CURVE, Measured, Point, Report
 from safelight.models.judge import Judge
 from safelight.tasks.model import Model
-from safelight.tasks.requests import MAX_PIXELS, TextToImage
+from safelight.tasks.request import MAX_PIXELS
+from safelight.tasks.requests import TextToImage
 from safelight.tasks.resolve import needed
 from safelight.training.scenes import render
 

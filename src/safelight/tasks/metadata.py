@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from safelight import __version__
 from safelight.errors import RequestError
-from safelight.tasks.requests import TASKS, ImageToImage, Request
+from safelight.tasks.request import Request
+from safelight.tasks.requests import TASKS, ImageToImage, Prompted
 
 TEXT_CHUNK = "parameters"
 RECORD_CHUNK = "safelight"
@@ -56,7 +57,7 @@ class Record(BaseModel):
 
     schema_version: Literal[1] = 1
     task: str
-    request: dict[str, str | int | float | None]
+    request: dict[str, str | int | float | list[int] | None]
     """The fields of the request of that task, as `TASKS[task]` validates them."""
     model: ModelIdentity
     version: str = __version__
@@ -64,7 +65,7 @@ class Record(BaseModel):
     @classmethod
     def of(cls, request: Request, model: ModelIdentity) -> Self:
         """Record one picture's resolved request."""
-        return cls(task=request.task, request=request.model_dump(), model=model)
+        return cls(task=request.task, request=request.model_dump(mode="json"), model=model)
 
     def asked(self) -> Request:
         """The request, validated.
@@ -98,9 +99,11 @@ def infotext(request: Request, model: ModelIdentity) -> str:
         ("Denoising strength", _number(request.strength) if isinstance(request, ImageToImage) else None),
         ("Version", f"safelight {__version__}"),
     ]
-    lines = [request.prompt]
-    if request.negative_prompt != "":
-        lines.append(f"Negative prompt: {request.negative_prompt}")
+    lines = []
+    if isinstance(request, Prompted):
+        lines.append(request.prompt)
+        if request.negative_prompt != "":
+            lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in values if value is not None))
     return "\n".join(lines).strip()
 

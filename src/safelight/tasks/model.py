@@ -13,29 +13,31 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from safelight.checkpoints import Checkpoint, write_folder
-from safelight.conditioning.text import encode_prompts, repeat
 from safelight.diffusion.denoiser import Denoise, Denoiser
-from safelight.diffusion.guidance import classifier_free
+from safelight.diffusion.guidance import classifier_free, conditioned, keep_known
 from safelight.diffusion.noise import Noise
 from safelight.diffusion.samplers import SAMPLERS, Step, finish, start
 from safelight.diffusion.schedule import Schedule
-from safelight.doors import Conditioning
 from safelight.errors import RequestError
 from safelight.models.autoencoder import Autoencoder
-from safelight.models.clip import ClipText
-from safelight.models.tokenizer import ClipTokenizer
+from safelight.models.tokenizer import Tokenizing
 from safelight.models.unet import UNet
 from safelight.presets import Preset
+from safelight.presets.conditions import HiddenPicture
 from safelight.presets.preset import AUTOENCODER, UNET
-from safelight.tasks import pictures
+from safelight.tasks import inputs, pictures
+from safelight.tasks.drawn import drawn_on, sized
 from safelight.tasks.identity import hash_files, hash_parts
 from safelight.tasks.metadata import RECORD_CHUNK, TEXT_CHUNK, ModelIdentity, Record, infotext
-from safelight.tasks.requests import ImageToImage, Request, TextToImage
+from safelight.tasks.request import Request
+from safelight.tasks.requests import ImageToImage, Inpaint, Prompted, TextToImage
 from safelight.tasks.resolve import needed, noise_levels, resolve
+from safelight.tasks.told import Teller
 
 __all__ = ["Model", "Step", "Watch"]
 
@@ -51,7 +53,7 @@ class Model:
         self,
         preset: Preset,
         networks: Mapping[str, nn.Module],
-        tokenizers: Mapping[str, ClipTokenizer],
+        tokenizers: Mapping[str, Tokenizing],
         *,
         name: str = "unsaved",
         local: bool = True,
@@ -78,9 +80,9 @@ class Model:
         return cast(UNet, self.networks[UNET])
 
     @property
-    def autoencoder(self) -> Autoencoder:
-        """The network between pictures and latents."""
-        return cast(Autoencoder, self.networks[AUTOENCODER])
+    def autoencoder(self) -> Autoencoder | None:
+        """The network between pictures and latents; None where there are no latents."""
+        return cast("Autoencoder | None", self.networks.get(AUTOENCODER))
 
     @property
     def device(self) -> torch.device:
@@ -208,9 +210,12 @@ class Model:
                     watch(step)
                 x = step.x
             images = self.decode(finish(needed(x), noise_levels(request, self.schedule)))
+        if isinstance(request, Inpaint):
+            whole = drawn_on(request)
+            images = [whole.paste(image, request.blur) for image in images]
         for k, image in enumerate(images):
-            prompt = request.prompt if prompts is None else prompts[k]
-            alone = request.changed(prompt=prompt, seed=needed(request.seed) + k, batch=1)
+            changes: dict[str, object] = {"seed": needed(request.seed) + k, "batch": 1}
+            alone = request.changed(**(changes if prompts is None else changes | {"prompt": prompts[k]}))
             image.info[TEXT_CHUNK] = infotext(alone, self.identity)
             image.info[RECORD_CHUNK] = Record.of(alone, self.identity).to_json()
         return images
@@ -221,21 +226,21 @@ class Model:
         Raises:
             RequestError: it cannot be answered by this model.
         """
-        if isinstance(request, ImageToImage):
-            image, digest = self._source(request)
-            factor = self.preset.autoencoder.factor
-            request = request.changed(
-                image_sha256=digest,
-                width=_on_grid(image.width, factor) if request.width is None else request.width,
-                height=_on_grid(image.height, factor) if request.height is None else request.height,
-            )
+        request = sized(inputs.recorded(request), self.preset)
         resolved = resolve(request, self.preset)
         noise_levels(resolved, self.schedule)  # what is wrong with the steps is said here and not when they begin
         return resolved
 
-    def unread(self, text: str) -> int:
-        """How many tokens at the end of a prompt the model will not see."""
-        return max([0, *(len(t.words(text)) - (t.length - 2) for t in self.tokenizers.values())])
+    def unread(self, request: Request) -> dict[str, int]:
+        """How many tokens at the end of each prompt the model will not see, where it will not see all."""
+        if not isinstance(request, Prompted):
+            return {}
+        texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        left = {
+            name: max([0, *(len(t.words(text)) + 2 - t.length for t in self.tokenizers.values())])
+            for name, text in texts.items()
+        }
+        return {name: count for name, count in left.items() if count > 0}
 
     def count_steps(self, request: Request) -> int:
         """How many steps `steps` will yield for a resolved request."""
@@ -260,11 +265,11 @@ class Model:
         if prompts is not None and len(prompts) != request.batch:
             raise RequestError(f"{len(prompts)} prompts for a batch of {request.batch}: give one per picture")
         with torch.inference_mode():
-            denoise = self._denoise(request, [request.prompt] if prompts is None else prompts)
             levels = noise_levels(request, self.schedule)
             seeds = [needed(request.seed) + k for k in range(request.batch)]
             noise = Noise(seeds, self._latent_shape(request))
-            x = self._first(request, noise().to(self.device), levels)
+            x, known = self._first(request, noise().to(self.device), levels)
+            denoise = self._denoise(request, noise, prompts, known)
             walk = SAMPLERS[needed(request.sampler)].function(denoise, x, levels, noise)
         while True:
             with torch.inference_mode():  # not around the yield: what the reader does is the reader's affair
@@ -274,46 +279,54 @@ class Model:
                 pictures.require_finite(step.x, f"step {step.index + 1}")
             yield step
 
-    def _denoise(self, request: Request, prompts: Sequence[str]) -> Denoise:
-        """The network told of one prompt or of one per picture, under guidance; at scale 1 the negative
-        prompt is not encoded.
-        """
+    def _denoise(
+        self, request: Request, noise: Noise, prompts: Sequence[str] | None, known: tuple[Tensor, Tensor] | None
+    ) -> Denoise:
+        """The network told of what the request says, under guidance; what is known of the latent stays."""
         denoiser = Denoiser(self.unet, self.schedule, self.preset.prediction, self.dtype)
-        cond = self._told(prompts)
-        if len(prompts) == 1:
-            cond = repeat(cond, request.batch)
-        scale = needed(request.guidance)
-        uncond = cond
-        if scale != 1.0:
-            uncond = repeat(self._told([request.negative_prompt]), request.batch)
-        return classifier_free(denoiser, cond, uncond, scale)
+        if prompts is None:
+            prompts = [request.prompt] if isinstance(request, Prompted) else []
+        canvas = drawn_on(request) if isinstance(request, Inpaint) else None
+        teller = Teller(
+            self.preset,
+            self.networks,
+            self.tokenizers,
+            self._encode,
+            request,
+            noise,
+            prompts,
+            None if canvas is None else (canvas.picture(), canvas.hole()),
+        )
+        told = teller.tell(self.device, self.dtype)
+        if told.uncond is None:
+            denoise = conditioned(denoiser, told.cond)
+        else:
+            denoise = classifier_free(denoiser, told.cond, told.uncond, needed(request.guidance))
+        return denoise if known is None else keep_known(denoise, *known)
 
-    def _told(self, prompts: Sequence[str]) -> Conditioning:
-        """What the network is told by B prompts."""
-        [words] = self.preset.words
-        return encode_prompts(self.tokenizers[words.part], cast(ClipText, self.networks[words.part]), prompts)
-
-    def _first(self, request: Request, noise: Tensor, levels: Tensor) -> Tensor:
-        """Where the walk starts (B, C, h, w): at noise, or at a picture under noise (Meng et al. 2022)."""
+    def _first(self, request: Request, noise: Tensor, levels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Where the walk starts (B, C, h, w), at noise, or at a picture under noise (Meng et al. 2022); and what of
+        the latent is known, (1, C, h, w), with a mask (1, 1, h, w) that is 1 there.
+        """
         if not isinstance(request, ImageToImage):
-            return start(noise, levels)
-        image, _ = self._source(request)
-        fitted = ImageOps.fit(image, (needed(request.width), needed(request.height)), Image.Resampling.LANCZOS)
-        return self.encode(fitted) + noise * float(levels[0])
+            return start(noise, levels), None
+        canvas = drawn_on(request) if isinstance(request, Inpaint) else None
+        if canvas is None:
+            size = (needed(request.width), needed(request.height))
+            latent = self.encode(ImageOps.fit(inputs.picture(request, "image"), size, Image.Resampling.LANCZOS))
+        else:
+            latent = self.encode(canvas.picture())
+        forgets = request.strength == 1.0 and type(request) is not ImageToImage
+        x = start(noise, levels) if forgets else latent + noise * float(levels[0])
+        if canvas is None or any(isinstance(c, HiddenPicture) for c in self.preset.conditions):
+            return x, None
+        hole = inputs.numbers(canvas.hole()).to(latent.device) / 255
+        return x, (latent, 1 - F.adaptive_max_pool2d(hole, latent.shape[-2:]))
 
     def _latent_shape(self, request: Request) -> tuple[int, int, int]:
         """(C, h, w)."""
-        factor = self.preset.autoencoder.factor
-        channels = self.preset.autoencoder.latent_channels
-        return channels, needed(request.height) // factor, needed(request.width) // factor
-
-    def _source(self, request: ImageToImage) -> tuple[Image.Image, str]:
-        """The picture started from, and the hash of its bytes."""
-        data = pictures.read_picture_bytes(request.image)
-        digest = pictures.sha256(data)
-        if request.image_sha256 not in (None, digest):
-            raise RequestError(f"image {request.image!r} is no longer the picture of this request: name it anew")
-        return pictures.decode_picture(data, request.image), digest
+        factor = self.preset.factor
+        return self.preset.unet.out_channels, needed(request.height) // factor, needed(request.width) // factor
 
     # -- between pictures and latents
 
@@ -323,8 +336,12 @@ class Model:
 
         The mean of what the encoder says, so that nothing is left to chance.
         """
-        pixels = pictures.to_pixels(image).to(self.device, self.dtype)
-        mean, _ = self.autoencoder.encode(pixels)
+        return self._encode(pictures.to_pixels(image))
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> scaled latent (B, C, h, w), float32."""
+        pixels = pixels.to(self.device, self.dtype)
+        mean = pixels if self.autoencoder is None else self.autoencoder.encode(pixels)[0]
         return mean.float() * self.preset.latent_scale
 
     @torch.inference_mode()
@@ -335,7 +352,8 @@ class Model:
             RequestError: the pixels are not finite numbers.
         """
         z = (latent / self.preset.latent_scale).to(self.device, self.dtype)
-        return [pictures.to_images(self.autoencoder.decode(one))[0] for one in torch.split(z, 1)]
+        decoder = self.autoencoder
+        return [pictures.to_images(one if decoder is None else decoder.decode(one))[0] for one in torch.split(z, 1)]
 
     def preview(self, step: Step) -> list[Image.Image]:
         """What the pictures look like at a step: what the network believes is under the noise."""
@@ -368,8 +386,3 @@ def _enough_memory() -> Iterator[None]:
                 "or --dtype bfloat16"
             ) from error
         raise
-
-
-def _on_grid(size: int, factor: int) -> int:
-    """The largest multiple of the factor that is not above the size, but at least one."""
-    return max(size // factor, 1) * factor

@@ -92,6 +92,24 @@ def decode_picture(data: bytes, name: str) -> Image.Image:
         raise RequestError(f"image {shown} is not a whole picture: give a PNG, JPEG or WebP file") from error
 
 
+def decode_grey(data: bytes, name: str) -> Image.Image:
+    """Bytes of a picture -> one channel: 8 bits as they are, more bits (depths) as 32-bit numbers.
+
+    Colours become their brightness; a picture with a palette gives its indices, as maps of classes are often kept.
+
+    Raises:
+        RequestError: not a picture, or a damaged one.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode == "P":
+                return Image.fromarray(np.asarray(image))
+            return image.convert("F" if image.mode in ("I", "I;16", "I;16B", "F") else "L")
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        shown = "of the data: URI" if name.startswith(_DATA_URI) else repr(name)
+        raise RequestError(f"image {shown} is not a whole picture: give a PNG, JPEG or WebP file") from error
+
+
 def to_data_uri(image: Image.Image) -> str:
     """A picture in memory as text, so that a request can carry it."""
     return f"data:image/png;base64,{base64.b64encode(_png(image.convert('RGB'))).decode()}"

@@ -1,58 +1,41 @@
-"""What a user may ask for. Each request is one definition with four faces: command-line flags, the HTTP
-schema, the web form and the metadata of the picture. Descriptions, ranges and defaults stand on the fields
-and nowhere else.
+"""Every task that a model can be asked to do. Descriptions, ranges and defaults stand on the fields, and nowhere else.
 
-A field that is None means "as the model likes it best"; the model fills it in (`Model.resolve`) and records
-it. This module does not import torch.
+A task is a class; what tasks share is in the classes that they are made of. This module does not import torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Self, get_args
+from typing import Annotated, ClassVar, Self
 
-from annotated_types import Ge, Gt, Le, MaxLen, MinLen
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field
 
-from safelight.diffusion.names import SAMPLER_NAMES, SPACING_NAMES
-from safelight.errors import RequestError
+from safelight.tasks.request import MAX_SIDE, Flag, Positional, Recorded, Request
 
-MAX_SEED = 2**64 - 1
-"""What `torch.Generator.manual_seed` takes."""
-MAX_SIDE = 8192
-MAX_PIXELS = 2**26
-"""Of all pictures of a batch together: 64 pictures of a megapixel, or one of 8192x8192."""
 MAX_PROMPT = 32_000
 
 _AS_STARTED = "Pixels. Default: that of the picture started from."
 _NO_NUL = r"^[^\x00]*$"
 """A PNG text chunk cannot hold a zero byte."""
+_TOLD = "that SDXL is told"
+
+Pair = tuple[int, int]
+Picture = Annotated[str, Field(min_length=1)]
+Sha256 = Annotated[
+    str | None, Recorded(), Field(description="Of the bytes of that picture.", pattern=r"^[0-9a-f]{64}$")
+]
+NoiseLevel = Annotated[
+    int | None,
+    Field(description="How much noise the picture is put under before it is looked at.", ge=0, le=999),
+]
 
 
-@dataclass(frozen=True)
-class Flag:
-    """How a field is called on the command line, where that is not its own name."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A field that the model fills in for the record; no face asks the user for it."""
-
-
-class Request(BaseModel):
-    """What all requests have in common. Construct one of the tasks below."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: ClassVar[str]
-    """The command, the route and the record's name for this request."""
+class Prompted(Request):
+    """Tasks told by words."""
 
     prompt: Annotated[
         str,
+        Positional(),
         Field(description="What to draw.", examples=["a red apple"], max_length=MAX_PROMPT, pattern=_NO_NUL),
     ]
     negative_prompt: Annotated[
@@ -60,76 +43,61 @@ class Request(BaseModel):
         Flag("negative"),
         Field(description="What to stay away from.", max_length=MAX_PROMPT, pattern=_NO_NUL),
     ] = ""
-    seed: Annotated[
-        int | None,
-        Field(description="Of the noise; picture k uses seed + k. Default: random.", ge=0, le=MAX_SEED),
+    original_size: Annotated[
+        Pair | None,
+        Field(description=f"Width and height {_TOLD} the picture had before it was scaled. Default: its size."),
     ] = None
-    batch: Annotated[int, Field(description="How many pictures.", ge=1, le=64)] = 1
-    steps: Annotated[int | None, Field(description="Sampling steps. Default: the model's.", ge=1, le=1000)] = None
-    sampler: Annotated[
-        str | None,
-        Field(description=f"The way from noise to picture: {', '.join(SAMPLER_NAMES)}. Default: the model's."),
+    crop: Annotated[
+        Pair | None, Field(description=f"Pixels {_TOLD} were cut off at the left and the top. Default: 0 0.")
     ] = None
-    spacing: Annotated[
-        str | None,
-        Flag("schedule"),
-        Field(description=f"How the noise levels are spaced: {', '.join(SPACING_NAMES)}. Default: the sampler's."),
+    target_size: Annotated[
+        Pair | None, Field(description=f"Width and height {_TOLD} the picture is to have. Default: its size.")
     ] = None
-    guidance: Annotated[
+    negative_original_size: Annotated[
+        Pair | None, Field(description="An --original-size to stay away from. Default: the same.")
+    ] = None
+    negative_crop: Annotated[Pair | None, Field(description="A --crop to stay away from. Default: the same.")] = None
+    negative_target_size: Annotated[
+        Pair | None, Field(description="A --target-size to stay away from. Default: the same.")
+    ] = None
+    aesthetic: Annotated[
         float | None,
-        Field(
-            description="How strongly the prompt pulls; 1 is none, and twice as fast. Default: the model's.",
-            ge=0,
-            le=100,
-            allow_inf_nan=False,
-        ),
+        Field(description="How beautiful SDXL's refiner is told the picture is.", ge=0, le=10, allow_inf_nan=False),
     ] = None
-    width: Annotated[int | None, Field(description="Pixels. Default: the model's.", ge=1, le=MAX_SIDE)] = None
-    height: Annotated[int | None, Field(description="Pixels. Default: the model's.", ge=1, le=MAX_SIDE)] = None
+    negative_aesthetic: Annotated[
+        float | None,
+        Field(description="How beautiful it is told to stay away from.", ge=0, le=10, allow_inf_nan=False),
+    ] = None
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _explained(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise RequestError(_explain(error, cls)) from error
+
+class FromPicture(Request):
+    """Tasks that begin with a picture."""
+
+    width: Annotated[int | None, Field(description=_AS_STARTED, ge=1, le=MAX_SIDE)] = None
+    height: Annotated[int | None, Field(description=_AS_STARTED, ge=1, le=MAX_SIDE)] = None
+    image: Annotated[
+        Picture,
+        Field(description="The picture to start from: a path, or a data: URI with its bytes.", examples=["photo.png"]),
+    ]
+    image_sha256: Sha256 = None
 
     def changed(self, **fields: object) -> Self:
-        """A copy with the fields given, validated as the constructor does.
-
-        Raises:
-            RequestError: as the constructor.
-        """
-        return type(self).model_validate({**self.model_dump(), **fields})
+        """As `Request.changed`; another picture has another hash."""
+        hashes = {f"{name}_sha256": None for name in fields if f"{name}_sha256" in type(self).model_fields}
+        return super().changed(**(hashes | fields))
 
 
-class TextToImage(Request):
+class TextToImage(Prompted):
     """Draw a picture of a prompt."""
 
     task: ClassVar[str] = "txt2img"
 
 
-class ImageToImage(Request):
+class ImageToImage(FromPicture, Prompted):
     """Draw over a picture: the sampler starts from it under noise, not from noise alone (SDEdit)."""
 
     task: ClassVar[str] = "img2img"
 
-    width: Annotated[int | None, Field(description=_AS_STARTED, ge=1, le=MAX_SIDE)] = None
-    height: Annotated[int | None, Field(description=_AS_STARTED, ge=1, le=MAX_SIDE)] = None
-    image: Annotated[
-        str,
-        Field(
-            description="The picture to start from: a path, or a data: URI with its bytes.",
-            examples=["photo.png"],
-            min_length=1,
-        ),
-    ]
-    image_sha256: Annotated[
-        str | None,
-        Recorded(),
-        Field(description="Of the bytes of the picture started from.", pattern=r"^[0-9a-f]{64}$"),
-    ] = None
     strength: Annotated[
         float,
         Field(
@@ -140,62 +108,148 @@ class ImageToImage(Request):
         ),
     ] = 0.75
 
+
+class Inpaint(ImageToImage):
+    """Draw a part of a picture anew, or more around it. Any model can; those trained for it see what is around."""
+
+    task: ClassVar[str] = "inpaint"
+
+    prompt: Annotated[str, Positional(), Field(description="What to draw.", max_length=MAX_PROMPT, pattern=_NO_NUL)] = (
+        ""
+    )
+    mask: Annotated[
+        str | None,
+        Field(description="White where to draw anew, black where to keep: a path, or a data: URI.", min_length=1),
+    ] = None
+    mask_sha256: Sha256 = None
+    extend: Annotated[
+        tuple[int, int, int, int] | None,
+        Field(description="Pixels to draw beyond the left, top, right and bottom edge of the picture."),
+    ] = None
+    strength: Annotated[
+        float,
+        Field(
+            description="How far to leave the picture where it is drawn anew; 1 forgets it.",
+            gt=0,
+            le=1,
+            allow_inf_nan=False,
+        ),
+    ] = 1.0
+    blur: Annotated[int, Field(description="Pixels over which the new runs into the old.", ge=0, le=512)] = 4
+    padding: Annotated[
+        int | None,
+        Field(
+            description="Draw only the masked part, at full size, with so many pixels around it. Default: all of it.",
+            ge=0,
+            le=MAX_SIDE,
+        ),
+    ] = None
+
+
+class DepthToImage(ImageToImage):
+    """Draw a picture that is as deep as another."""
+
+    task: ClassVar[str] = "depth2img"
+
+    strength: Annotated[
+        float,
+        Field(description="How far to leave the picture's colours; 1 forgets them.", gt=0, le=1, allow_inf_nan=False),
+    ] = 1.0
+    depth: Annotated[
+        str | None,
+        Field(description="A grey picture of depth, light is near. Default: told from the picture.", min_length=1),
+    ] = None
+    depth_sha256: Sha256 = None
+
+
+class Upscale(FromPicture, Prompted):
+    """Enlarge a picture four times, with the details that a prompt says."""
+
+    task: ClassVar[str] = "upscale"
+
+    prompt: Annotated[
+        str, Positional(), Field(description="What is in the picture.", max_length=MAX_PROMPT, pattern=_NO_NUL)
+    ] = ""
+    width: Annotated[int | None, Recorded(), Field(description="Pixels.", ge=1, le=MAX_SIDE)] = None
+    height: Annotated[int | None, Recorded(), Field(description="Pixels.", ge=1, le=MAX_SIDE)] = None
+    noise_level: NoiseLevel = None
+
+
+class Variations(FromPicture, Prompted):
+    """Draw what CLIP sees in a picture, or between two, anew."""
+
+    task: ClassVar[str] = "variations"
+
+    prompt: Annotated[str, Positional(), Field(description="What to add.", max_length=MAX_PROMPT, pattern=_NO_NUL)] = ""
+    width: Annotated[int | None, Field(description="Pixels. Default: the model's.", ge=1, le=MAX_SIDE)] = None
+    height: Annotated[int | None, Field(description="Pixels. Default: the model's.", ge=1, le=MAX_SIDE)] = None
+    other: Annotated[
+        str | None, Field(description="A second picture to mix with: a path, or a data: URI.", min_length=1)
+    ] = None
+    other_sha256: Sha256 = None
+    mix: Annotated[
+        float, Field(description="How much of the second picture, 0 to 1.", ge=0, le=1, allow_inf_nan=False)
+    ] = 0.5
+    noise_level: NoiseLevel = None
+
+
+class ClassToImage(Request):
+    """Draw a picture of a class."""
+
+    task: ClassVar[str] = "class2img"
+
+    label: Annotated[
+        int,
+        Positional(),
+        Field(description="Which class: its number among those that the model knows.", examples=[207], ge=0),
+    ]
+
+
+class LayoutToImage(Request):
+    """Draw a picture from labelled boxes."""
+
+    task: ClassVar[str] = "layout2img"
+
+    boxes: Annotated[
+        str,
+        Positional(),
+        Field(
+            description="CLASS:LEFT,TOP,WIDTH,HEIGHT of each box, in parts of the picture, with spaces between.",
+            examples=["12:0.1,0.2,0.5,0.6"],
+            min_length=1,
+            max_length=MAX_PROMPT,
+        ),
+    ]
+
+
+class SemanticToImage(Request):
+    """Draw a picture from a map of what is where."""
+
+    task: ClassVar[str] = "semantic2img"
+
+    map: Annotated[
+        Picture,
+        Positional(),
+        Field(description="A grey picture whose values are classes: a path, or a data: URI.", examples=["map.png"]),
+    ]
+    map_sha256: Sha256 = None
+
     def changed(self, **fields: object) -> Self:
-        """As `Request.changed`; another picture has another hash."""
-        renewed: dict[str, object] = {"image_sha256": None} if "image" in fields else {}
-        return super().changed(**(renewed | fields))
+        """As `FromPicture.changed`."""
+        return super().changed(**(({"map_sha256": None} if "map" in fields else {}) | fields))
 
 
-TASKS: Mapping[str, type[Request]] = {request.task: request for request in (TextToImage, ImageToImage)}
+class Unconditional(Request):
+    """Draw a picture of whatever the model was trained on."""
+
+    task: ClassVar[str] = "unconditional"
+
+
+TASKS: Mapping[str, type[Request]] = {
+    request.task: request
+    for request in (
+        *(TextToImage, ImageToImage, Inpaint, DepthToImage, Upscale, Variations),
+        *(ClassToImage, LayoutToImage, SemanticToImage, Unconditional),
+    )
+}
 """Every task by its name: the command line, the server and the records go by this table."""
-
-
-def flag(name: str, field: FieldInfo) -> str:
-    """The field's name on the command line, without dashes."""
-    named = [mark.name for mark in field.metadata if isinstance(mark, Flag)]
-    return named[0] if named else name.replace("_", "-")
-
-
-def asked(request: type[Request]) -> dict[str, FieldInfo]:
-    """The fields that a user may give."""
-    fields = request.model_fields.items()
-    return {name: field for name, field in fields if not any(isinstance(m, Recorded) for m in field.metadata)}
-
-
-def _explain(error: ValidationError, request: type[Request]) -> str:
-    """One line for the first mistake: what is wrong, and the mend."""
-    first = error.errors(include_url=False)[0]
-    if not first["loc"]:
-        return f"a {request.task} request must be an object with the fields {', '.join(asked(request))}"
-    name = str(first["loc"][0])
-    field = request.model_fields.get(name)
-    if field is None:
-        return f"a {request.task} request has no field {name!r}: the fields are {', '.join(asked(request))}"
-    if first["type"] == "missing":
-        [example] = field.examples if field.examples is not None else [""]
-        mend = f'"{example}"' if name == next(iter(request.model_fields)) else f"--{flag(name, field)} {example}"
-        return f"the {name} is missing: {request.task} needs one, like {mend}"
-    given = repr(first["input"])
-    if len(given) > 60:
-        given = given[:57] + "..."
-    return f"{name} cannot be {given}: give {_wanted(field)}"
-
-
-def _wanted(field: FieldInfo) -> str:
-    """The values that a field takes, in words."""
-    kinds = {int: "a whole number", float: "a number", str: "text"}
-    members = get_args(field.annotation) if get_args(field.annotation) else (field.annotation,)
-    kind = next(words for python, words in kinds.items() if python in members)
-    low, high = "", ""
-    for mark in field.metadata:
-        if isinstance(mark, Ge):
-            low = f" from {mark.ge}"
-        elif isinstance(mark, Gt):
-            low = f" above {mark.gt}"
-        elif isinstance(mark, Le):
-            high = f" to {mark.le}" if low.startswith(" from") else f" and at most {mark.le}"
-        elif isinstance(mark, MaxLen):
-            high = f" of at most {mark.max_length} characters, without zero bytes"
-        elif isinstance(mark, MinLen):
-            low = " that is not empty"
-    return kind + low + high

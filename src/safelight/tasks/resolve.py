@@ -12,7 +12,21 @@ from safelight.diffusion.schedule import Schedule
 from safelight.diffusion.sigmas import SPACINGS, sigmas, tail
 from safelight.errors import RequestError
 from safelight.presets import Preset
-from safelight.tasks.requests import MAX_PIXELS, MAX_SEED, ImageToImage, Request
+from safelight.presets import conditions as told_by
+from safelight.tasks.request import MAX_PIXELS, MAX_SEED, Request
+from safelight.tasks.requests import (
+    ClassToImage,
+    DepthToImage,
+    ImageToImage,
+    Inpaint,
+    LayoutToImage,
+    Prompted,
+    SemanticToImage,
+    TextToImage,
+    Unconditional,
+    Upscale,
+    Variations,
+)
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Request)
@@ -21,12 +35,44 @@ RANDOM_SEEDS = 2**32
 """A seed that is drawn is one that a person can type again."""
 
 
+UPSCALER_NOISE, VARIATION_NOISE = 20, 0
+"""Levels of the noise on the picture that is enlarged or varied, unless others are asked for."""
+
+
+def tasks_of(preset: Preset) -> tuple[type[Request], ...]:
+    """What a member can be asked: it follows from what it is told by."""
+    kinds = {type(condition) for condition in preset.conditions}
+    for kind, task in _TASK_OF.items():
+        if kind in kinds:
+            return (task,)
+    if told_by.Words in kinds:
+        return TextToImage, ImageToImage, Inpaint
+    return (Unconditional,)
+
+
+_TASK_OF: dict[type, type[Request]] = {
+    told_by.HiddenPicture: Inpaint,
+    told_by.DepthMap: DepthToImage,
+    told_by.SmallPicture: Upscale,
+    told_by.SeenPicture: Variations,
+    told_by.Label: ClassToImage,
+    told_by.Boxes: LayoutToImage,
+    told_by.LabelMap: SemanticToImage,
+}
+_GUIDES = (told_by.Words, told_by.Label, told_by.Boxes, told_by.SeenPicture)
+"""Conditions that can be left unsaid, so that guidance has something to steer away from."""
+
+
 def resolve(request: R, preset: Preset) -> R:
     """The same request with nothing left open, for a model of this preset.
 
     Raises:
-        RequestError: an unknown sampler or spacing, a size that the autoencoder cannot make, too many pixels.
+        RequestError: the model does not do this task; an unknown sampler or spacing, a size that the autoencoder
+            cannot make, too many pixels.
     """
+    if type(request) not in tasks_of(preset):
+        can = " or ".join(task.task for task in tasks_of(preset))
+        raise RequestError(f"{preset.name} does not do {request.task}: use `safelight {can}`, or another model")
     sampler = preset.sampler if request.sampler is None else request.sampler
     if sampler not in SAMPLERS:
         raise RequestError(f"there is no sampler {sampler!r}: the samplers are {', '.join(sorted(SAMPLERS))}")
@@ -35,9 +81,11 @@ def resolve(request: R, preset: Preset) -> R:
         spacing = preset.spacing if sampler == preset.sampler else SAMPLERS[sampler].spacing
     if spacing not in SPACINGS:
         raise RequestError(f"there is no schedule {spacing!r}: the schedules are {', '.join(sorted(SPACINGS))}")
-    factor = preset.autoencoder.factor
-    width = _side("width", preset.width if request.width is None else request.width, factor)
-    height = _side("height", preset.height if request.height is None else request.height, factor)
+    guidance = preset.guidance if request.guidance is None else request.guidance
+    if guidance != 1.0 and not any(isinstance(condition, _GUIDES) for condition in preset.conditions):
+        raise RequestError(f"{preset.name} is told nothing that guidance could strengthen: use --guidance 1")
+    width = _side("width", preset.width if request.width is None else request.width, preset.factor)
+    height = _side("height", preset.height if request.height is None else request.height, preset.factor)
     if width * height * request.batch > MAX_PIXELS:
         raise RequestError(
             f"{request.batch} x {width}x{height} is more than {MAX_PIXELS} pixels: ask for a smaller batch or size"
@@ -47,13 +95,58 @@ def resolve(request: R, preset: Preset) -> R:
         steps=preset.steps if request.steps is None else request.steps,
         sampler=sampler,
         spacing=spacing,
-        guidance=preset.guidance if request.guidance is None else request.guidance,
+        guidance=guidance,
         width=width,
         height=height,
+        **_numbers(request, preset, (width, height)),
+        **_noise_level(request, preset),
     )
     if needed(resolved.seed) + resolved.batch - 1 > MAX_SEED:
         raise RequestError(f"seed {resolved.seed} is too large for {resolved.batch} pictures: use a smaller one")
     return resolved
+
+
+_NUMBERS = (
+    *("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size"),
+    *("aesthetic", "negative_aesthetic"),
+)
+
+
+def _numbers(request: Request, preset: Preset, size: tuple[int, int]) -> dict[str, object]:
+    """Sizes and scores for a member that is told them; for others, there must be none."""
+    if not isinstance(request, Prompted):
+        return {}
+    numbers = next((c for c in preset.conditions if isinstance(c, told_by.Numbers)), None)
+    given = {name: value for name in _NUMBERS if (value := getattr(request, name)) is not None}
+    told = {"aesthetic": numbers is not None and numbers.aesthetic}
+    told |= {"target_size": numbers is not None and not numbers.aesthetic}
+    for name in given:
+        kind = next((kind for kind in told if name.endswith(kind)), None)
+        if numbers is None or (kind is not None and not told[kind]):
+            raise RequestError(f"{preset.name} is not told {name.replace('_', ' ')}: leave it out, or use an SDXL")
+    if numbers is None:
+        return {}
+    default: dict[str, object] = {"original_size": size, "crop": (0, 0)}
+    if not numbers.aesthetic:
+        default["target_size"] = size
+    return {name: value for name, value in default.items() if name not in given}
+
+
+def _noise_level(request: Request, preset: Preset) -> dict[str, object]:
+    """The level of the noise on the picture that the member is told."""
+    if not isinstance(request, Upscale | Variations):
+        return {}
+    for condition in preset.conditions:
+        if isinstance(condition, told_by.SmallPicture) and condition.schedule is not None:
+            level = UPSCALER_NOISE if request.noise_level is None else request.noise_level
+            if level > condition.most:
+                raise RequestError(f"noise level {level} is more than {preset.name} was trained on: {condition.most}")
+            return {"noise_level": level}
+        if isinstance(condition, told_by.SeenPicture):
+            return {"noise_level": VARIATION_NOISE if request.noise_level is None else request.noise_level}
+    if request.noise_level is not None:
+        raise RequestError(f"{preset.name} puts no noise on the picture: leave out --noise-level")
+    return {}
 
 
 def needed(value: T | None) -> T:

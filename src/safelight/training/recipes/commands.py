@@ -36,7 +36,9 @@ PART = "config.json"
 
 def clip(*, loop: LoopConfig, data: DataConfig, settings: ClipSettings) -> None:
     """Words and pictures into one space: a CLIP with its vocabulary, from pictures and captions."""
+    from safelight.models.clip import ClipTextConfig
     from safelight.presets import VISION
+    from safelight.presets.conditions import TEXT
     from safelight.training.loop import train
     from safelight.training.recipes.clip import ClipRecipe
 
@@ -44,13 +46,14 @@ def clip(*, loop: LoopConfig, data: DataConfig, settings: ClipSettings) -> None:
     preset = _preset(settings.preset)
     if preset.name not in VISION:
         raise TrainingError(f"{preset.name} has no CLIP of its own: give --preset {' or '.join(VISION)}")
-    [words], vision = preset.words, VISION[preset.name]
+    tower, vision = preset.networks[TEXT], VISION[preset.name]
+    assert isinstance(tower, ClipTextConfig)  # those that are listed there have one
     if data.size != vision.image_size:
         raise TrainingError(
             f"--size {data.size} does not fit the image tower of {preset.name}: give --size {vision.image_size}"
         )
     pictures = _pictures(data, settings.family)
-    recipe = ClipRecipe(settings, pictures, words.tower, vision, cache=loop.output, seed=loop.seed)
+    recipe = ClipRecipe(settings, pictures, tower, vision, cache=loop.output, seed=loop.seed)
     record("clip", loop, pictures.identity, {"data": data, "settings": settings})
     train(recipe, loop)
 
@@ -66,6 +69,8 @@ def autoencoder(*, loop: LoopConfig, data: DataConfig, settings: AutoencoderSett
     if settings.perceptual is not None and not settings.perceptual.is_file():
         _require_part("--perceptual", settings.perceptual, "clip", ", or a file of LPIPS weights")
     config = _preset(settings.preset).autoencoder
+    if config is None:
+        raise TrainingError(f"{settings.preset} has no autoencoder: it works on the pixels themselves")
     for name, side in (("--size", data.size), ("--crop", settings.crop)):
         if side % config.factor:
             below = side // config.factor * config.factor

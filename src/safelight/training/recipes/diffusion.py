@@ -25,10 +25,11 @@ from safelight.doors import Conditioning
 from safelight.errors import TrainingError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import ClipText
-from safelight.models.tokenizer import ClipTokenizer
+from safelight.models.tokenizer import Tokenizing
 from safelight.models.unet import UNet, initialise
 from safelight.presets import PRESETS, Preset
-from safelight.presets.preset import AUTOENCODER, TEXT, UNET
+from safelight.presets.conditions import TEXT
+from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.tasks.loading import fill, open_checkpoint
 from safelight.training.data import batch_indices
 from safelight.training.loop import Turn
@@ -142,7 +143,7 @@ def _unet(preset: Preset, origin: Checkpoint | None) -> UNet:
     return cast(UNet, fill(preset.unet, origin.parts[UNET], CPU, torch.float32))
 
 
-def _words(folder: Path | None, origin: Checkpoint | None) -> tuple[ClipText, ClipTokenizer]:
+def _words(folder: Path | None, origin: Checkpoint | None) -> tuple[ClipText, Tokenizing]:
     """The text tower and its vocabulary: of a trained CLIP, or of the model begun from."""
     if folder is not None:
         clip, tokenizer = read_clip(folder)
@@ -157,7 +158,7 @@ def _latents(folder: Path | None, origin: Checkpoint | None) -> tuple[Autoencode
     if folder is not None:
         return read_autoencoder(folder)
     assert origin is not None  # or the recipe would have refused
-    network = fill(origin.preset.autoencoder, origin.parts[AUTOENCODER], CPU, torch.float32)
+    network = fill(origin.preset.networks[AUTOENCODER], origin.parts[AUTOENCODER], CPU, torch.float32)
     return cast(Autoencoder, network), origin.preset.latent_scale
 
 

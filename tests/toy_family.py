@@ -1,0 +1,188 @@
+"""Every registered member at toy size: the same kinds of networks and conditions, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from safelight.models.autoencoder import AutoencoderConfig
+from safelight.models.bert import BertConfig
+from safelight.models.clip import ClipTextConfig
+from safelight.models.depth import DepthConfig
+from safelight.models.networks import NETWORKS, Config
+from safelight.models.tokenizer import BertTokenizer, ClipTokenizer, Tokenizing
+from safelight.models.unet import UNetConfig
+from safelight.presets import Preset
+from safelight.presets.conditions import (
+    Boxes,
+    Condition,
+    DepthMap,
+    Label,
+    LabelMap,
+    Numbers,
+    SeenPicture,
+    Words,
+)
+from safelight.tasks.model import Model
+
+WIDTH = 24
+SIZE_WIDTH = 8
+CLASSES = 10
+CLIP_WORDS = ClipTokenizer.train([], vocab_size=514)  # no merges, so no ties between them
+PIECES = {p: i for i, p in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"))}
+BERT_WORDS = BertTokenizer(PIECES)
+TOY_DEPTH = DepthConfig(
+    stem_width=16,
+    stage_widths=(32, 64, 96),
+    stage_blocks=(1, 1, 1),
+    norm_groups=4,
+    width=48,
+    layers=4,
+    heads=3,
+    mlp_width=96,
+    taps=(1, 3),
+    neck_widths=(40, 56),
+    fusion_width=32,
+    image_size=64,
+)
+
+
+def toy_preset(preset: Preset) -> Preset:
+    """The same member, small: as many levels, towers and doors, but narrow ones."""
+    conditions = tuple(_condition(condition) for condition in preset.conditions)
+    unet = preset.unet
+    contexts = [c.tower.width for c in conditions if isinstance(c, Words | Boxes)]
+    contexts += [c.labels.width for c in conditions if isinstance(c, Label)]
+    small = replace(
+        unet,
+        channels=tuple(16 * (1 + level) for level in range(len(unet.channels))),
+        blocks_per_level=1,
+        transformer_depth=tuple(min(depth, 1) for depth in unet.transformer_depth),
+        middle_depth=1,
+        heads=(2,) * len(unet.heads),
+        context_width=None if unet.context_width is None else sum(contexts),
+        vector_width=None if unet.vector_width is None else _vector_width(conditions),
+        size_width=None if unet.size_width is None else SIZE_WIDTH,
+        norm_groups=8,
+    )
+    side = preset.factor * (16 if len(unet.channels) > 4 else 8)
+    return replace(
+        preset,
+        unet=small,
+        autoencoder=None if preset.autoencoder is None else _autoencoder(preset.autoencoder),
+        conditions=conditions,
+        width=side,
+        height=side,
+        steps=2,
+    )
+
+
+def toy_model(preset: Preset, seed: int = 0) -> Model:
+    """A member at toy size, with random weights of about the size that training leaves."""
+    small = toy_preset(preset)
+    generator = torch.Generator().manual_seed(seed)
+    networks = {part: _network(config, generator) for part, config in small.networks.items()}
+    return Model(small, networks, toy_tokenizers(small))
+
+
+def toy_tokenizers(preset: Preset) -> Mapping[str, Tokenizing]:
+    """One for every text tower."""
+    return {
+        words.part: CLIP_WORDS.padded_with(words.tower.pad_token)
+        if isinstance(words.tower, ClipTextConfig)
+        else BERT_WORDS
+        for words in preset.words
+    }
+
+
+def _network(config: Config, generator: torch.Generator) -> torch.nn.Module:
+    network = NETWORKS[type(config)](config)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            fan_in = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 1
+            gain = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
+            parameter.copy_(gain + (0.1 * values if parameter.ndim < 2 else values * fan_in**-0.5))
+            if name == "std":
+                parameter.copy_(values.abs() + 0.5)
+    return network
+
+
+def _condition(condition: Condition) -> Condition:
+    match condition:
+        case Words():
+            if isinstance(condition.tower, BertConfig):
+                return replace(condition, tower=_bert(condition.tower, len(PIECES)))
+            return replace(condition, tower=_clip(condition.tower))
+        case Boxes():
+            return replace(condition, tower=_bert(condition.tower, condition.tower.vocab_size))
+        case Label():
+            empty = None if condition.empty is None else CLASSES
+            labels = replace(condition.labels, classes=CLASSES + (empty is not None), width=WIDTH)
+            return replace(condition, labels=labels, empty=empty)
+        case LabelMap():
+            return replace(condition, rescaler=replace(condition.rescaler, in_channels=CLASSES))
+        case DepthMap():
+            return replace(condition, network=TOY_DEPTH)
+        case SeenPicture():
+            tower = replace(
+                condition.tower,
+                width=32,
+                layers=2,
+                heads=2,
+                mlp_width=40,
+                image_size=28,
+                projection_width=WIDTH,
+            )
+            return replace(condition, tower=tower, normalizer=replace(condition.normalizer, width=WIDTH))
+        case _:
+            return condition
+
+
+def _clip(tower: ClipTextConfig) -> ClipTextConfig:
+    last = len(CLIP_WORDS.vocab) - 1
+    return replace(
+        tower,
+        vocab_size=last + 1,
+        width=WIDTH,
+        layers=3,
+        heads=2,
+        mlp_width=48,
+        projection_width=WIDTH,
+        start_token=last - 1,
+        end_token=last,
+        pad_token=0 if tower.pad_token == 0 else last,
+    )
+
+
+def _bert(tower: BertConfig, words: int) -> BertConfig:
+    return replace(tower, vocab_size=words, width=WIDTH, layers=2, heads=2, head_width=12, mlp_width=48)
+
+
+def _vector_width(conditions: tuple[Condition, ...]) -> int:
+    width = 0
+    for condition in conditions:
+        if isinstance(condition, Words) and condition.pooled:
+            width += WIDTH
+        elif isinstance(condition, Numbers):
+            width += SIZE_WIDTH * (5 if condition.aesthetic else 6)
+        elif isinstance(condition, SeenPicture):
+            width += 2 * WIDTH
+    return width
+
+
+def _autoencoder(config: AutoencoderConfig) -> AutoencoderConfig:
+    return replace(
+        config,
+        channels=tuple(8 * (1 + level // 2) for level in range(len(config.channels))),
+        blocks_per_level=1,
+        codebook_size=None if config.codebook_size is None else 32,
+        norm_groups=4,
+    )
+
+
+def unet_of(preset: Preset) -> UNetConfig:
+    """The toy UNet of a member."""
+    return toy_preset(preset).unet
