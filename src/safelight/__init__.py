@@ -21,20 +21,39 @@ if TYPE_CHECKING:
     from safelight.tasks.metadata import read_record
     from safelight.tasks.model import Model
     from safelight.tasks.pictures import save_picture
-    from safelight.tasks.requests import ImageToImage, TextToImage
+    from safelight.tasks.requests import (
+        ClassToImage,
+        DepthToImage,
+        ImageToImage,
+        Inpaint,
+        LayoutToImage,
+        SemanticToImage,
+        TextToImage,
+        Unconditional,
+        Upscale,
+        Variations,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClassToImage",
     "DataError",
+    "DepthToImage",
     "ImageToImage",
+    "Inpaint",
+    "LayoutToImage",
     "Model",
     "ModelFileError",
     "OutputError",
     "RequestError",
     "SafelightError",
+    "SemanticToImage",
     "TextToImage",
     "TrainingError",
+    "Unconditional",
+    "Upscale",
+    "Variations",
     "__version__",
     "load",
     "read_record",
@@ -42,15 +61,23 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ClassToImage": "safelight.tasks.requests",
     "DataError": "safelight.errors",
+    "DepthToImage": "safelight.tasks.requests",
     "ImageToImage": "safelight.tasks.requests",
+    "Inpaint": "safelight.tasks.requests",
+    "LayoutToImage": "safelight.tasks.requests",
     "Model": "safelight.tasks.model",
     "ModelFileError": "safelight.errors",
     "OutputError": "safelight.errors",
     "RequestError": "safelight.errors",
     "SafelightError": "safelight.errors",
+    "SemanticToImage": "safelight.tasks.requests",
     "TextToImage": "safelight.tasks.requests",
     "TrainingError": "safelight.errors",
+    "Unconditional": "safelight.tasks.requests",
+    "Upscale": "safelight.tasks.requests",
+    "Variations": "safelight.tasks.requests",
     "load": "safelight.tasks.loading",
     "read_record": "safelight.tasks.metadata",
     "save_picture": "safelight.tasks.pictures",

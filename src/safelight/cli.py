@@ -184,6 +184,7 @@ def _load(drawing: Drawing, reading: Reading, record: Record | None) -> Model:
         preset=reading.preset,
         ema=reading.ema,
         tokenizer=reading.tokenizer,
+        vae=reading.vae,
         revision=reading.revision,
     )
     if record is not None and record.model.sha256 != model.identity.sha256:

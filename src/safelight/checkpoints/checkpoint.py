@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safelight.checkpoints.keys import Dropped
 from safelight.errors import ModelFileError
-from safelight.models.tokenizer import ClipTokenizer
+from safelight.models.tokenizer import Tokenizing
 from safelight.presets import Preset
 
 
@@ -21,14 +21,18 @@ class Checkpoint:
     preset: Preset
     parts: dict[str, dict[str, Tensor]]
     """By part (those of `Preset.networks`) and name; views of the mapped file, in the file's dtype."""
-    tokenizers: Mapping[str, ClipTokenizer] = field(default_factory=dict)
+    tokenizers: Mapping[str, Tokenizing] = field(default_factory=dict)
     """By text tower. One that is missing: the file has no vocabulary, and none was found on this machine."""
     source: Path | None = None
     """The file or folder that was read."""
     dropped: tuple[Dropped, ...] = ()
     """(key, why) of what was in the file and is of no use."""
 
-    def vocabularies(self) -> Mapping[str, ClipTokenizer]:
+    def absent(self) -> list[str]:
+        """Parts that the member has and the file has not."""
+        return [part for part in self.preset.networks if part not in self.parts]
+
+    def vocabularies(self) -> Mapping[str, Tokenizing]:
         """A tokenizer for every text tower, which a model needs as soon as it is told anything.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from safelight.checkpoints import Checkpoint, read
+from safelight.checkpoints.alone import read_vae
 from safelight.errors import ModelFileError, RequestError
 from safelight.models.networks import NETWORKS, Config
 from safelight.presets import PRESETS
+from safelight.presets.preset import AUTOENCODER
 from safelight.tasks.model import Model
 from safelight.tasks.sources import PLAIN, Reading
 
@@ -26,6 +29,7 @@ def load(
     preset: str | None = None,
     ema: bool = False,
     tokenizer: Path | None = None,
+    vae: Path | None = None,
     revision: str = "main",
 ) -> Model:
     """Load a model.
@@ -35,7 +39,7 @@ def load(
             the diffusers layout, a single .safetensors or .ckpt file, or a hub id ("owner/name").
         device: where to compute; None: CUDA if there is one, else the CPU.
         dtype: in which the networks run; None: float32 on the CPU, elsewhere that of the weights.
-        preset, ema, tokenizer, revision: the fields of `Reading`.
+        preset, ema, tokenizer, vae, revision: the fields of `Reading`.
 
     Raises:
         ModelFileError: no such model, or its weights are damaged, incomplete or of no known family.
@@ -43,8 +47,12 @@ def load(
     """
     target = choose_device(device)
     wanted = None if dtype is None else choose_dtype(dtype)
-    checkpoint = open_checkpoint(source, Reading(preset, ema, tokenizer, revision))
+    checkpoint = open_checkpoint(source, Reading(preset, ema, tokenizer, vae, revision))
     tokenizers = checkpoint.vocabularies()
+    if absent := checkpoint.absent():
+        raise ModelFileError(
+            f"{source} lacks {absent[0]}, without which it cannot draw: give a folder that has all parts"
+        )
     if wanted is None:
         stored = next(iter(checkpoint.parts["unet"].values())).dtype
         wanted = torch.float32 if target.type == "cpu" else stored
@@ -74,13 +82,21 @@ def open_checkpoint(source: str | Path, reading: Reading = PLAIN) -> Checkpoint:
             f"the weights of {name!r} are not shipped: give the path of a {PRESETS[name].title} file or "
             f"folder, or a hub id; shipped: {', '.join(shipped()) if shipped() else 'none'}"
         )
-    return read(
+    checkpoint = read(
         shipped().get(name, source),
         preset=None if reading.preset is None else PRESETS[reading.preset],
         ema=reading.ema,
         revision=reading.revision,
         tokenizer=reading.tokenizer,
     )
+    if reading.vae is None:
+        return checkpoint
+    config = checkpoint.preset.autoencoder
+    if config is None:
+        raise RequestError(f"{checkpoint.preset.name} works on the pixels themselves: leave out --vae")
+    # From two files it has the hash of its numbers, not of one of the files.
+    parts = {**checkpoint.parts, AUTOENCODER: read_vae(reading.vae, config)}
+    return replace(checkpoint, parts=parts, source=None)
 
 
 def shipped() -> dict[str, Path]:
