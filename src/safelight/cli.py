@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import MISSING, Field, dataclass, fields
@@ -362,8 +363,14 @@ for _place, _name in enumerate(n for n in app if not n.startswith("-")):
     app[_name].help_epilogue = ""  # else they would have that of safelight itself
 
 
+def _note(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as the one line that it is."""
+    print(f"note: {message}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name; None: this process's) and return its exit code."""
+    warnings.showwarning = _note
     try:
         app(
             None if arguments is None else list(arguments),

@@ -23,6 +23,7 @@ from safelight.diffusion.guidance import classifier_free, conditioned, keep_know
 from safelight.diffusion.noise import Noise
 from safelight.diffusion.samplers import SAMPLERS, Step, finish, start
 from safelight.diffusion.schedule import Schedule
+from safelight.doors import Conditioning
 from safelight.errors import RequestError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.tokenizer import Tokenizing
@@ -34,6 +35,7 @@ from safelight.tasks import inputs, pictures
 from safelight.tasks.drawn import drawn_on, sized
 from safelight.tasks.identity import hash_files, hash_parts
 from safelight.tasks.metadata import RECORD_CHUNK, TEXT_CHUNK, ModelIdentity, Record, infotext
+from safelight.tasks.precision import careful
 from safelight.tasks.request import Request
 from safelight.tasks.requests import ImageToImage, Inpaint, Prompted, TextToImage
 from safelight.tasks.resolve import needed, noise_levels, resolve
@@ -283,7 +285,7 @@ class Model:
         self, request: Request, noise: Noise, prompts: Sequence[str] | None, known: tuple[Tensor, Tensor] | None
     ) -> Denoise:
         """The network told of what the request says, under guidance; what is known of the latent stays."""
-        denoiser = Denoiser(self.unet, self.schedule, self.preset.prediction, self.dtype)
+        denoiser = Denoiser(self._ask, self.schedule, self.preset.prediction, self.dtype)
         if prompts is None:
             prompts = [request.prompt] if isinstance(request, Prompted) else []
         canvas = drawn_on(request) if isinstance(request, Inpaint) else None
@@ -303,6 +305,16 @@ class Model:
         else:
             denoise = classifier_free(denoiser, told.cond, told.uncond, needed(request.guidance))
         return denoise if known is None else keep_known(denoise, *known)
+
+    def _ask(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The UNet's answer, from float32 if its own precision is not enough."""
+
+        def ask(dtype: torch.dtype) -> Tensor:
+            doors = cond.map(lambda door: door.to(dtype) if door.is_floating_point() else door)
+            y: Tensor = self.unet(x.to(dtype), t, doors)
+            return y
+
+        return careful(self.unet, ask)
 
     def _first(self, request: Request, noise: Tensor, levels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Where the walk starts (B, C, h, w), at noise, or at a picture under noise (Meng et al. 2022); and what of
@@ -340,8 +352,10 @@ class Model:
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> scaled latent (B, C, h, w), float32."""
-        pixels = pixels.to(self.device, self.dtype)
-        mean = pixels if self.autoencoder is None else self.autoencoder.encode(pixels)[0]
+        pixels, encoder = pixels.to(self.device), self.autoencoder
+        if encoder is None:
+            return pixels * self.preset.latent_scale
+        mean = careful(encoder, lambda dtype: encoder.encode(pixels.to(dtype))[0])
         return mean.float() * self.preset.latent_scale
 
     @torch.inference_mode()
@@ -351,9 +365,12 @@ class Model:
         Raises:
             RequestError: the pixels are not finite numbers.
         """
-        z = (latent / self.preset.latent_scale).to(self.device, self.dtype)
-        decoder = self.autoencoder
-        return [pictures.to_images(one if decoder is None else decoder.decode(one))[0] for one in torch.split(z, 1)]
+        z, decoder = (latent / self.preset.latent_scale).to(self.device), self.autoencoder
+
+        def pixels(one: Tensor) -> Tensor:
+            return one if decoder is None else careful(decoder, lambda dtype: decoder.decode(one.to(dtype)))
+
+        return [pictures.to_images(pixels(one))[0] for one in torch.split(z, 1)]
 
     def preview(self, step: Step) -> list[Image.Image]:
         """What the pictures look like at a step: what the network believes is under the noise."""

@@ -63,8 +63,9 @@ def in_float32(network: nn.Module) -> Iterator[None]:
     """Its weights in float32; afterwards the very tensors that were there."""
     before = [(parameter, parameter.data) for parameter in network.parameters()]
     try:
-        for parameter, data in before:
-            parameter.data = data.float()
+        with torch.inference_mode(False):  # a tensor made in it cannot take a parameter's place
+            for parameter, data in before:
+                parameter.data = data.float()
         yield
     finally:
         for parameter, data in before:
