@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoint_cases import toy_checkpoint
+from folder_cases import filled, small
 from safelight.checkpoints import write_folder
 from safelight.checkpoints.hub import is_hub_id
+from safelight.presets import PRESETS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -176,6 +178,20 @@ def test_a_model_is_downloaded_once_with_only_the_files_that_are_needed(hub: Hub
     assert ask(hub.url, cache, "toy/model") == [f"read toy {count()}"], "the hub is down, the model is in the cache"
 
 
+def test_what_is_downloaded_is_what_the_pipeline_has(hub: Hub, tmp_path: Path) -> None:
+    made = filled(small(PRESETS["unclip-l"]))
+    model = hub.root / "toy/varying"
+    write_folder(model, made)
+    total = sum(t.numel() for part in made.parts.values() for t in part.values())
+    assert ask(hub.url, tmp_path / "cache", "toy/varying") == [f"read {made.preset.name} {total}"]
+    there = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()}
+    assert there - set(hub.asked) == {"feature_extractor/preprocessor_config.json"}
+    assert "image_noising_scheduler/scheduler_config.json" in hub.asked
+    (model / "image_normalizer/diffusion_pytorch_model.safetensors").unlink()
+    (line,) = ask(hub.url, tmp_path / "another", "toy/varying")
+    assert "toy/varying has no weights in image_normalizer" in line
+
+
 def test_shards_bin_and_half_precision_are_downloaded_where_there_is_nothing_else(hub: Hub, tmp_path: Path) -> None:
     model = hub.root / "toy/model"
     unet = model / "unet/diffusion_pytorch_model.safetensors"
@@ -212,6 +228,8 @@ def test_every_failure_is_one_line(hub: Hub, tmp_path: Path) -> None:
     (hub.root / "toy/partial/vae/diffusion_pytorch_model.safetensors").unlink()
     write_folder(hub.root / "toy/other", toy_checkpoint())
     (hub.root / "toy/other/model_index.json").write_text('{"unet": ["diffusers", "FluxTransformer2DModel"]}')
+    write_folder(hub.root / "toy/flux", toy_checkpoint())
+    (hub.root / "toy/flux/model_index.json").write_text('{"_class_name": "FluxPipeline", "vae": ["diffusers", "X"]}')
     cases = {
         "toy/nothing": "neither a path here nor a repository on the hub",
         "toy/gated": "is gated",
@@ -219,6 +237,7 @@ def test_every_failure_is_one_line(hub: Hub, tmp_path: Path) -> None:
         "toy/single": "has no model_index.json",
         "toy/partial": "no weights in vae",
         "toy/other": "FluxTransformer2DModel",
+        "toy/flux": "_class_name is 'FluxPipeline'",
         "toy/model@nowhere": "has no revision 'nowhere'",
         "toy/a..b": "nor a hub id",
     }

@@ -214,8 +214,11 @@ def test_absent_fields_have_diffusers_defaults(tmp_path: Path) -> None:
         {"class_embed_type": "projection"},
         {"num_class_embeds": 1000},
         {"only_cross_attention": True},
+        {"only_cross_attention": [True, False]},
         {"mid_block_type": "UNetMidBlock2D"},
-        {"resnet_time_scale_shift": "scale_shift"},
+        {"resnet_time_scale_shift": "spatial"},
+        {"class_embed_type": "timestep"},
+        {"time_embedding_type": "fourier"},
         {"conv_in_kernel": 1},
         {"act_fn": "gelu"},
         {"norm_eps": 1e-6},
@@ -341,7 +344,30 @@ def as_fp16_shards(folder: Path) -> None:
     as_shards(folder, ".fp16")
 
 
-@pytest.mark.parametrize("change", [as_bin, as_fp16, as_shards, as_fp16_shards], ids=lambda f: f.__name__)
+def as_fp16_shards_of_another_name(folder: Path) -> None:
+    as_shards(folder, ".fp16")
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.fp16.json").rename(
+        folder / "unet/diffusion_pytorch_model.fp16.safetensors.index.json"
+    )
+
+
+def as_fp16_text(folder: Path) -> None:
+    (folder / "text_encoder/model.safetensors").rename(folder / "text_encoder/model.fp16.safetensors")
+
+
+def as_bin_text(folder: Path) -> None:
+    torch.save(load_file(folder / "text_encoder/model.safetensors"), folder / "text_encoder/pytorch_model.fp16.bin")
+    (folder / "text_encoder/model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(as_bin, as_fp16, as_shards, as_fp16_shards),
+        *(as_fp16_shards_of_another_name, as_fp16_text, as_bin_text),
+    ],
+    ids=lambda f: f.__name__,
+)
 def test_weights_are_read_from_every_kind_of_file(folder: Path, change: Callable[[Path], None]) -> None:
     change(folder)
     assert same(read(folder).parts, TOY.parts)

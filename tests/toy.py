@@ -13,7 +13,7 @@ from safelight.models.networks import NETWORKS
 from safelight.models.tokenizer import ClipTokenizer
 from safelight.models.unet import UNetConfig
 from safelight.presets import PRESETS
-from safelight.presets.preset import Words
+from safelight.presets.conditions import Words
 from safelight.tasks.model import Model
 
 

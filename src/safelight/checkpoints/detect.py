@@ -46,7 +46,7 @@ def detect(tensors: Mapping[str, Tensor], file: str, *, ema: bool = False) -> Pr
     if not fitting:
         name, misfit = nearest
         raise ModelFileError(f"{file} fits no known preset; compared with {name}, the nearest: {misfit}")
-    if all(_computes(preset) == _computes(fitting[0]) for preset in fitting):
+    if all(same(preset, fitting[0]) for preset in fitting):
         return fitting[0]
     names = ", ".join(preset.name for preset in fitting)
     raise ModelFileError(f"{file} may be any of {names}: their keys and shapes are the same; say which by --preset")
@@ -69,6 +69,11 @@ def candidates(
     misfits = {preset.name: original.layout(preset, tensors, ema=ema).misfit(tensors) for preset in nearest}
     closest = min(misfits.items(), key=lambda item: len(item[1]))
     return [preset for preset in nearest if not misfits[preset.name]], closest
+
+
+def same(one: Preset, other: Preset) -> bool:
+    """Whether two presets differ in habits alone: a default size, a default number of steps."""
+    return _computes(one) == _computes(other)
 
 
 def _computes(preset: Preset) -> tuple[object, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from safelight.checkpoints.files import read_json
@@ -11,6 +11,21 @@ from safelight.errors import ModelFileError
 MOST = 1 << 20
 """No width, number of words or of layers is larger; a network of such a size is never built."""
 
+PRETRAINED = (
+    *("architectures", "attn_implementation", "bad_words_ids", "begin_suppress_tokens", "bos_token_id"),
+    *("chunk_size_feed_forward", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype"),
+    *("early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty"),
+    *("finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label"),
+    *("initializer_factor", "initializer_range", "is_encoder_decoder", "label2id", "length_penalty", "max_length"),
+    *("min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences"),
+    *("output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type"),
+    *("pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate"),
+    *("sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss"),
+    *("tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript"),
+    *("transformers_version", "typical_p", "use_bfloat16", "use_cache"),
+)
+"""What transformers writes into the config of every network, and no picture depends on."""
+
 
 class Fields:
     """The fields of one `config.json`, or of one section of it.
@@ -18,15 +33,27 @@ class Fields:
     Absent ones take the defaults of the library that wrote it.
     """
 
-    def __init__(self, path: Path, section: str | None = None) -> None:
+    def __init__(self, path: Path, section: str | None = None, *, optional: bool = False) -> None:
+        """section: where in the file; optional: one that is absent or null is an empty one."""
         self.path = path
         content: object = read_json(path)
         if section is not None:
             content = content.get(section) if isinstance(content, dict) else None
+            content = {} if content is None and optional else content
         if not isinstance(content, dict):
             raise ModelFileError(f"{path} has no {section}: it describes another kind of model")
+        self.class_name: object = content.get("_class_name")
         self.content = {k: v for k, v in content.items() if not k.startswith("_")}
         self.known: set[str] = set()
+
+    def kind(self, expected: str | None, known: Sequence[str]) -> str:
+        """Which of the `known` classes of diffusers this is: as the file says, or `expected`, or else the first."""
+        if self.class_name is None:
+            return known[0] if expected is None else expected
+        allowed = known if expected is None else (expected,)
+        if not isinstance(self.class_name, str) or self.class_name not in allowed:
+            raise self.bad("_class_name", self.class_name, " or ".join(allowed))
+        return self.class_name
 
     def get(self, name: str, default: object) -> object:
         """Any value."""
@@ -47,6 +74,11 @@ class Fields:
         if not isinstance(value, list) or not 1 <= len(value) <= 16 or (length is not None and len(value) != length):
             raise self.bad(name, value, "one number per level")
         return tuple(self._whole(name, item, most) for item in value)
+
+    def whole_or_none(self, name: str, default: int | None = None, most: int = MOST) -> int | None:
+        """A whole number of 1 or more, or null."""
+        value = self.get(name, default)
+        return None if value is None else self._whole(name, value, most)
 
     def number(self, name: str, default: float) -> float:
         """A number above 0."""
@@ -75,6 +107,10 @@ class Fields:
         if not isinstance(value, str) or value not in allowed:
             raise self.bad(name, value, f"one of {', '.join(allowed)}")
         return value
+
+    def word_or_none(self, name: str, allowed: Iterable[str]) -> str | None:
+        """A word of a known set, or null, which is the default."""
+        return None if self.get(name, None) is None else self.word(name, "", allowed)
 
     def must(self, wanted: Mapping[str, object]) -> None:
         """Fields that change the network in ways that we do not have: absent, or of this value."""

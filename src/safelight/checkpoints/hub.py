@@ -11,9 +11,10 @@ import logging
 import re
 from pathlib import Path
 
-from safelight.checkpoints import folder as layout
-from safelight.checkpoints import vocabulary
 from safelight.checkpoints.files import is_plain_name, read_json
+from safelight.checkpoints.folder import files_of, weight_names
+from safelight.checkpoints.index import INDEX, read_index
+from safelight.checkpoints.kinds import KINDS, Kind
 from safelight.errors import ModelFileError
 
 OFFLINE = "HF_HUB_OFFLINE is set"
@@ -35,7 +36,7 @@ def download(repository: str, revision: str = "main") -> Path:
     """
     repo = _Repository(repository, revision)
     repo.reach()
-    index = repo.get(layout.INDEX)
+    index = repo.get(INDEX)
     if index is None and repo.unreachable is not None:
         raise repo.failed(
             f"is neither a path here nor in the local hub cache, and the hub cannot be reached ({repo.unreachable})",
@@ -43,27 +44,27 @@ def download(repository: str, revision: str = "main") -> Path:
         )
     if index is None:
         raise ModelFileError(
-            f"the hub repository {repository} has no {layout.INDEX}; download its checkpoint file and "
-            f"give that file's path"
+            f"the hub repository {repository} has no {INDEX}; download its checkpoint file and give that file's path"
         )
     if repo.unreachable not in (None, OFFLINE):
         _log.warning("the hub cannot be reached (%s): %s is taken from the local cache", repo.unreachable, repository)
-    layout.check_index(index)
+    contents = read_index(index)
     # The folder is named by the commit: what follows is of the same, whatever is pushed meanwhile.
     repo.revision = index.parent.name
-    for name in (*layout.CONFIGS, layout.SCHEDULE):
+    needed, wanted = files_of(contents)
+    for name in needed:
         if repo.get(name) is None:
             raise ModelFileError(f"the hub repository {repository} has no {name}; it is no whole model")
-    for name in (layout.PRESET, *(f"{layout.TOKENIZER}/{file}" for file in vocabulary.FILES)):
+    for name in wanted:
         repo.get(name)
-    for part in layout.STEMS:
-        _weights(repo, part)
+    for place in contents.places:
+        _weights(repo, place.folder, KINDS[contents.kinds[place.folder]])
     return index.parent
 
 
-def _weights(repo: _Repository, part: str) -> None:
-    for name in layout.weight_names(part):
-        path = repo.get(f"{part}/{name}")
+def _weights(repo: _Repository, folder: str, kind: Kind) -> None:
+    for name in weight_names(kind):
+        path = repo.get(f"{folder}/{name}")
         if path is None:
             continue
         if path.suffix == ".json":
@@ -72,10 +73,12 @@ def _weights(repo: _Repository, part: str) -> None:
             for member in members:
                 if not is_plain_name(member):
                     raise ModelFileError(f"{path} is refused: it names {member!r}, which is not a file beside it")
-                if repo.get(f"{part}/{member}") is None:
-                    raise ModelFileError(f"the hub repository {repo.name} has no {part}/{member}, which {name} names")
+                if repo.get(f"{folder}/{member}") is None:
+                    raise ModelFileError(f"the hub repository {repo.name} has no {folder}/{member}, which {name} names")
         return
-    raise ModelFileError(f"the hub repository {repo.name} has no weights in {part}, or they are not in the local cache")
+    raise ModelFileError(
+        f"the hub repository {repo.name} has no weights in {folder}, or they are not in the local cache"
+    )
 
 
 class _Repository:
@@ -93,7 +96,7 @@ class _Repository:
         # That of its transport, which differs by version and is not exported.
         transport_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
         try:
-            get_hf_file_metadata(hf_hub_url(self.name, layout.INDEX, revision=self.revision))
+            get_hf_file_metadata(hf_hub_url(self.name, INDEX, revision=self.revision))
         except errors.EntryNotFoundError:
             pass
         except errors.GatedRepoError as error:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from safelight.checkpoints import hub
 from safelight.checkpoints.checkpoint import Checkpoint
-from safelight.checkpoints.detect import detect, original_layout
+from safelight.checkpoints.detect import detect
 from safelight.checkpoints.files import read_tensors
 from safelight.checkpoints.folder import read_folder
-from safelight.checkpoints.layouts import ldm
+from safelight.checkpoints.layouts import ldm, original
 from safelight.checkpoints.vocabulary import cached_tokenizer, read_tokenizer
+from safelight.checkpoints.wordpieces import cached_pieces, read_pieces
 from safelight.errors import ModelFileError
+from safelight.models.bert import BertConfig
+from safelight.models.clip import ClipTextConfig
+from safelight.models.tokenizer import Tokenizing
 from safelight.presets import Preset
 
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -58,16 +63,26 @@ def read(
     return read_folder(folder, preset, tokenizer)
 
 
+def _tokenizer(tower: ClipTextConfig | BertConfig, folder: Path | None) -> Tokenizing | None:
+    """In the folder given, or the released towers' own where it is in the local hub cache."""
+    if isinstance(tower, BertConfig):
+        return cached_pieces(tower) if folder is None else read_pieces(folder, tower)
+    found = cached_tokenizer(tower) if folder is None else read_tokenizer(folder, tower)
+    return None if found is None else found.padded_with(tower.pad_token)
+
+
 def _read_file(path: Path, preset: Preset | None, ema: bool, tokenizer: Path | None) -> Checkpoint:
     """A single file in the original layout."""
     tensors = read_tensors(path)
     if ema and not any(key.startswith(ldm.EMA) for key in tensors):
         raise ModelFileError(f"{path} has no running average ({ldm.EMA}*); leave out --ema")
     chosen = detect(tensors, str(path), ema=ema) if preset is None else preset
-    parts, dropped = original_layout(chosen, tensors, ema=ema).load(tensors, str(path))
+    parts, dropped = original.layout(chosen, tensors, ema=ema).load(tensors, str(path))
+    if (scale := tensors.get(original.SCALE)) is not None:  # measured by the training run, and not in any config
+        chosen = replace(chosen, latent_scale=float(scale))
     tokenizers = {}
     for words in chosen.words:
-        found = cached_tokenizer(words.tower) if tokenizer is None else read_tokenizer(tokenizer, words.tower)
+        found = _tokenizer(words.tower, tokenizer)
         if found is not None:
             tokenizers[words.part] = found
     return Checkpoint(chosen, parts, tokenizers, path, tuple(dropped))

@@ -17,8 +17,10 @@ ONE_FILE, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "specia
 FILES = (VOCAB_FILE, MERGES_FILE, ONE_FILE, SETTINGS, SPECIAL)
 
 
-def read_tokenizer(folder: Path, config: ClipTextConfig) -> ClipTokenizer:
+def read_tokenizer(folder: Path, config: ClipTextConfig, *, marks: Path | None = None) -> ClipTokenizer:
     """The tokenizer in a folder: `vocab.json` and `merges.txt`, or newer transformers' `tokenizer.json`.
+
+    marks: a folder that is asked first for the word that prompts are filled up with: the model's own.
 
     Raises:
         ModelFileError: a file is missing or damaged, or has another number of words than the text tower.
@@ -36,6 +38,9 @@ def read_tokenizer(folder: Path, config: ClipTextConfig) -> ClipTokenizer:
         )
     if START not in ids or END not in ids:
         raise ModelFileError(f"{path} lacks {START} or {END}; give a vocabulary of CLIP's kind")
+    own = None if marks is None or marks == folder else _pad_word(marks)
+    if own is not None and own[1] in ids:
+        return ClipTokenizer(ids, merges, config.context_length, ids[own[1]])
     return ClipTokenizer(ids, merges, config.context_length, _pad_token(folder, ids))
 
 
@@ -101,13 +106,22 @@ def _pairs(path: Path, merges: object) -> list[tuple[str, str]]:
 
 
 def _pad_token(folder: Path, vocab: dict[str, int]) -> int:
-    """The word to fill up with, where the folder names one; CLIP fills with its end."""
+    """The id of the word to fill up with, where the folder names one; CLIP fills with its end."""
+    found = _pad_word(folder)
+    if found is None:
+        return vocab[END]
+    path, word = found
+    if word not in vocab:
+        raise ModelFileError(f"{path}: the pad_token {ascii(word)[:80]} is not in the vocabulary")
+    return vocab[word]
+
+
+def _pad_word(folder: Path) -> tuple[Path, str] | None:
+    """The word to fill up with, and the file that names it."""
     for name in (SPECIAL, SETTINGS):
         if (folder / name).is_file():
             pad = read_json(folder / name).get("pad_token")
             word = pad.get("content") if isinstance(pad, dict) else pad
             if isinstance(word, str):
-                if word not in vocab:
-                    raise ModelFileError(f"{folder / name}: the pad_token {ascii(word)[:80]} is not in the vocabulary")
-                return vocab[word]
-    return vocab[END]
+                return folder / name, word
+    return None

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from safelight.checkpoints import write_folder
+from safelight.checkpoints.detect import same
 from safelight.errors import ModelFileError
 from safelight.presets import PRESETS
 from safelight.tasks.loading import choose_dtype, open_checkpoint, shipped
@@ -53,6 +54,8 @@ class ModelCard(BaseModel):
     width: int
     height: int
     parts: list[PartCard]
+    alike: list[str]
+    """Presets that compute the same, with other habits."""
     dropped: list[tuple[str, str]]
     """(key, why) of everything in the file that is not used."""
 
@@ -63,7 +66,13 @@ class ModelCard(BaseModel):
             f"{self.title} ({self.preset}), predicts {self.prediction}, native size {size}",
             *(f"  {part.name:<12}{part.parameters:>14,}  {', '.join(part.dtypes)}" for part in self.parts),
         ]
-        lines += [f"  not used: {key} ({why})" for key, why in self.dropped]
+        if self.alike:
+            lines.append(f"  the same networks as {', '.join(self.alike)}: their habits by --preset")
+        reasons: dict[str, list[str]] = {}
+        for key, why in self.dropped:
+            reasons.setdefault(why, []).append(key)
+        for why, (first, *others) in reasons.items():
+            lines.append(f"  not used: {first}{f' and {len(others)} more' if others else ''} ({why})")
         return "\n".join(lines)
 
 
@@ -106,6 +115,7 @@ def describe(source: str, reading: Reading = PLAIN) -> ModelCard:
         width=preset.width,
         height=preset.height,
         parts=parts,
+        alike=[other.name for other in PRESETS.values() if other.name != preset.name and same(other, preset)],
         dropped=[(key, why) for key, why in checkpoint.dropped],
     )
 

@@ -1,0 +1,54 @@
+"""diffusers' and transformers' `config.json` <-> our configs, both ways, and the files that stand beside them.
+
+The defaults are those that the two libraries document: a file that lacks a field means them.
+"""
+
+from __future__ import annotations
+
+from safelight.checkpoints.configs.autoencoder import autoencoder_json, read_autoencoder, read_autoencoder_as_stated
+from safelight.checkpoints.configs.bert import bert_json, read_bert
+from safelight.checkpoints.configs.clip import (
+    normalizer_json,
+    read_normalizer,
+    read_text,
+    read_vision,
+    text_json,
+    vision_json,
+)
+from safelight.checkpoints.configs.depth import depth_json, read_depth
+from safelight.checkpoints.configs.extractor import clip_extractor_json, depth_extractor_json
+from safelight.checkpoints.configs.scheduler import (
+    SCHEDULERS,
+    noise_json,
+    read_habits,
+    read_noise,
+    read_schedule,
+    schedule_json,
+)
+from safelight.checkpoints.configs.unet import read_unet, unet_json
+
+__all__ = [
+    "SCHEDULERS",
+    "autoencoder_json",
+    "bert_json",
+    "clip_extractor_json",
+    "depth_extractor_json",
+    "depth_json",
+    "noise_json",
+    "normalizer_json",
+    "read_autoencoder",
+    "read_autoencoder_as_stated",
+    "read_bert",
+    "read_depth",
+    "read_habits",
+    "read_noise",
+    "read_normalizer",
+    "read_schedule",
+    "read_text",
+    "read_unet",
+    "read_vision",
+    "schedule_json",
+    "text_json",
+    "unet_json",
+    "vision_json",
+]
