@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
-from toy_family import toy_model, toy_preset
 
 import safelight
 from safelight.checkpoints import Checkpoint
@@ -17,6 +16,7 @@ from safelight.checkpoints.configs import autoencoder_json
 from safelight.checkpoints.layouts import ldm, original
 from safelight.errors import ModelFileError
 from safelight.presets import PRESETS
+from toy_family import toy_model, toy_preset
 
 PRESET = toy_preset(PRESETS["sd1"])
 CONFIG = PRESET.networks["autoencoder"]

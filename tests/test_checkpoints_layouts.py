@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from checkpoint_cases import manifest, meta
-from safelight.checkpoints.detect import detect, original_layout
+from safelight.checkpoints.detect import detect
 from safelight.checkpoints.keys import CONV_1X1, LINEAR, Layout, Op, Pair
-from safelight.checkpoints.layouts import diffusers, ldm, transformers
+from safelight.checkpoints.layouts import diffusers, ldm, original, transformers
 from safelight.errors import ModelFileError
 from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.networks import shapes_of
@@ -29,7 +29,7 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch
 @pytest.mark.parametrize("name", ["sd_v1", "sd_v1_full_ema"])
 def test_the_original_file_loads_exactly_and_comes_back(name: str) -> None:
     file = meta(name)
-    layout = original_layout(SD1, file)
+    layout = original.layout(SD1, file)
     parts, dropped = layout.load(file, name)
     counts = {part: sum(t.numel() for t in tensors.values()) for part, tensors in parts.items()}
     assert counts == PARAMETERS
@@ -40,7 +40,7 @@ def test_the_original_file_loads_exactly_and_comes_back(name: str) -> None:
 
 def test_the_running_average_is_chosen_and_its_twin_dropped() -> None:
     file = meta("sd_v1_full_ema")
-    parts, dropped = original_layout(SD1, file, ema=True).load(file, "full")
+    parts, dropped = original.layout(SD1, file, ema=True).load(file, "full")
     assert sum(t.numel() for t in parts["unet"].values()) == PARAMETERS["unet"]
     why = dict(dropped)
     assert "model.diffusion_model.out.2.weight" in why
@@ -83,8 +83,8 @@ def test_the_parts_of_a_diffusers_folder_load_exactly_and_come_back(name: str, l
 
 def test_original_to_diffusers_and_back_changes_nothing() -> None:
     file = meta("sd_v1")
-    original = original_layout(SD1, file)
-    parts, dropped = original.load(file, "sd_v1")
+    whole = original.layout(SD1, file)
+    parts, dropped = whole.load(file, "sd_v1")
     folder = {
         "unet": diffusers.unet_layout(SD1.unet),
         "autoencoder": diffusers.autoencoder_layout(SD1.autoencoder),
@@ -95,7 +95,7 @@ def test_original_to_diffusers_and_back_changes_nothing() -> None:
         wanted = {k: v for k, v in meta(name).items() if not k.endswith("position_ids")}
         assert shapes(there[part]) == shapes(wanted)
     back = {part: layout.load(there[part], part)[0][part] for part, layout in folder.items()}
-    assert shapes(original.save(back)) == shapes({k: v for k, v in file.items() if k not in dict(dropped)})
+    assert shapes(whole.save(back)) == shapes({k: v for k, v in file.items() if k not in dict(dropped)})
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_text_keys_without_their_prefix_are_read() -> None:
     layout = transformers.text_layout(SD1.networks["text"], transformers.prefix_of(file))
     assert sum(t.numel() for t in layout.load(file, "bare")[0]["text"].values()) == PARAMETERS["text"]
     single = {key.replace(".text_model.", "."): tensor for key, tensor in meta("sd_v1").items()}
-    parts, _ = original_layout(SD1, single).load(single, "bare")
+    parts, _ = original.layout(SD1, single).load(single, "bare")
     assert sum(t.numel() for t in parts["text"].values()) == PARAMETERS["text"]
 
 
@@ -160,7 +160,7 @@ def test_a_missing_key_an_extra_one_and_a_wrong_shape_are_named_with_the_file() 
     del file[last]
     file["stranger.weight"] = torch.empty(1, device="meta")
     with pytest.raises(ModelFileError) as caught:
-        original_layout(SD1, file).load(file, "x.ckpt")
+        original.layout(SD1, file).load(file, "x.ckpt")
     line = str(caught.value)
     for part in ("x.ckpt", first, "(320, 4, 3, 3)", "(320, 9, 3, 3)", last, "stranger.weight"):
         assert part in line, line

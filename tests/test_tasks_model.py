@@ -14,7 +14,6 @@ import safelight
 from safelight.diffusion.samplers import SAMPLERS
 from safelight.doors import Conditioning
 from safelight.errors import ModelFileError, RequestError
-from safelight.models.unet import UNet
 from safelight.presets.tiny import TINY
 from safelight.tasks.loading import fill, open_checkpoint
 from safelight.tasks.metadata import Record

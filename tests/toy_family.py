@@ -111,21 +111,22 @@ def _network(config: Config, generator: torch.Generator) -> torch.nn.Module:
 
 
 def _condition(condition: Condition) -> Condition:
+    small: Condition = condition
     match condition:
-        case Words():
-            if isinstance(condition.tower, BertConfig):
-                return replace(condition, tower=_bert(condition.tower, len(PIECES)))
-            return replace(condition, tower=_clip(condition.tower))
+        case Words(tower=BertConfig() as tower):
+            small = replace(condition, tower=_bert(tower, len(PIECES)))
+        case Words(tower=ClipTextConfig() as tower):
+            small = replace(condition, tower=_clip(tower))
         case Boxes():
-            return replace(condition, tower=_bert(condition.tower, condition.tower.vocab_size))
+            small = replace(condition, tower=_bert(condition.tower, condition.tower.vocab_size))
         case Label():
             empty = None if condition.empty is None else CLASSES
             labels = replace(condition.labels, classes=CLASSES + (empty is not None), width=WIDTH)
-            return replace(condition, labels=labels, empty=empty)
+            small = replace(condition, labels=labels, empty=empty)
         case LabelMap():
-            return replace(condition, rescaler=replace(condition.rescaler, in_channels=CLASSES))
+            small = replace(condition, rescaler=replace(condition.rescaler, in_channels=CLASSES))
         case DepthMap():
-            return replace(condition, network=TOY_DEPTH)
+            small = replace(condition, network=TOY_DEPTH)
         case SeenPicture():
             tower = replace(
                 condition.tower,
@@ -136,9 +137,8 @@ def _condition(condition: Condition) -> Condition:
                 image_size=28,
                 projection_width=WIDTH,
             )
-            return replace(condition, tower=tower, normalizer=replace(condition.normalizer, width=WIDTH))
-        case _:
-            return condition
+            small = replace(condition, tower=tower, normalizer=replace(condition.normalizer, width=WIDTH))
+    return small
 
 
 def _clip(tower: ClipTextConfig) -> ClipTextConfig:

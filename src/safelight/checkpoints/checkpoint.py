@@ -40,8 +40,8 @@ class Checkpoint:
         """
         if any(words.part not in self.tokenizers for words in self.preset.words):
             raise ModelFileError(
-                f"{'the model' if self.source is None else self.source} holds no vocabulary, and CLIP's "
-                f"is not in the "
-                "local hub cache; give a folder with vocab.json and merges.txt by --tokenizer"
+                f"{'the model' if self.source is None else self.source} holds no vocabulary, and that "
+                "of its text tower is not in the local hub cache; give a folder with vocab.json and merges.txt (or "
+                "vocab.txt) by --tokenizer"
             )
         return self.tokenizers
