@@ -8,7 +8,7 @@ from safelight.models.unet import UNetConfig
 from safelight.presets.preset import Preset
 from safelight.presets.sd1 import SCHEDULE
 
-TINY_VOCAB = 928
+TINY_VOCAB = 929
 """Most tokens that its vocabulary may have; what it has is read from the trained one."""
 
 TINY = Preset(
