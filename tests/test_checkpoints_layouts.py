@@ -186,7 +186,8 @@ def test_a_real_file_is_detected_among_all_presets() -> None:
     assert detect(meta("sd_v1_full_ema"), "x", ema=True).name == "sd1"
 
 
-def test_an_unknown_member_is_compared_with_the_nearest() -> None:
+def test_an_unknown_member_is_compared_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safelight.checkpoints.detect.PRESETS", {"sd1": SD1, "tiny": PRESETS["tiny"]})
     with pytest.raises(ModelFileError) as caught:
         detect(meta("sd_v1_inpainting"), "inpaint.ckpt")
     line = str(caught.value)
@@ -195,7 +196,7 @@ def test_an_unknown_member_is_compared_with_the_nearest() -> None:
 
 
 def test_two_presets_of_the_same_shapes_are_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    twins = {"sd1": SD1, "twin": replace(SD1, name="twin")}
+    twins = {"sd1": SD1, "twin": replace(SD1, name="twin", prediction="v")}
     monkeypatch.setattr("safelight.checkpoints.detect.PRESETS", twins)
     with pytest.raises(ModelFileError, match=r"sd1, twin.*--preset"):
         detect(meta("sd_v1"), "x")

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from safelight.cli import main
+from safelight.presets import PRESETS
+from safelight.tasks.requests import TASKS
 from toy import toy_folder
 
 DRAW = ["txt2img", "a dog", "--model", "MODEL", "--output", "out.png"]
@@ -22,7 +24,7 @@ DIFFUSION = ["train", "diffusion", "--output", "run", "--text-encoder", "nope", 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown command": (
         ["draw"],
-        "there is no command 'draw': the commands are txt2img, img2img, models, convert, train, evaluate\n",
+        f"there is no command 'draw': the commands are {', '.join(TASKS)}, models, convert, train, evaluate\n",
     ),
     "mistyped command": (["trian"], "did you mean train?"),
     "help of an unknown command": (["help", "draw"], "there is no command 'draw'"),
@@ -93,7 +95,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "OUTPUT is missing: the usage is `safelight convert SOURCE OUTPUT [OPTIONS]`\n",
     ),
     "too much to convert": (["convert", "a", "b", "c"], "'c' is too much: see `safelight convert --help`"),
-    "no such preset": ([*DRAW, "--preset", "magic"], "the presets are sd1, tiny"),
+    "no such preset": ([*DRAW, "--preset", "magic"], f"the presets are {', '.join(PRESETS)}\n"),
     "show nothing": (["models", "show", "nothing"], "nothing"),
     "convert over something": (["convert", "MODEL", "precious"], "precious"),
 }

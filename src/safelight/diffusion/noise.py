@@ -35,4 +35,4 @@ class Noise:
 
     def draw(self, shape: Sequence[int]) -> Tensor:
         """The next draw in another shape (B, *shape): for conditions that are told under noise."""
-        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._generators])
+        return torch.stack([torch.randn(tuple(shape), generator=g, dtype=torch.float32) for g in self._generators])
