@@ -13,9 +13,11 @@ import safelight
 from safelight.checkpoints import Checkpoint
 from safelight.checkpoints.alone import read_vae
 from safelight.checkpoints.configs import autoencoder_json
+from safelight.checkpoints.files import read_tensors
 from safelight.checkpoints.layouts import ldm, original
-from safelight.errors import ModelFileError
+from safelight.errors import ModelFileError, RequestError
 from safelight.presets import PRESETS
+from safelight.tasks.files import convert_model
 from toy_family import toy_model, toy_preset
 
 PRESET = toy_preset(PRESETS["sd1"])
@@ -77,3 +79,16 @@ def test_an_original_unclip_file_lacks_the_statistics_of_embeddings() -> None:
     written = original.layout(model.preset).save(parts)
     back, _ = original.layout(model.preset, written).load(written, "x")
     assert Checkpoint(model.preset, back).absent() == ["normalizer"]
+
+
+def test_a_folder_becomes_an_original_file_with_the_same_numbers(tmp_path: Path) -> None:
+    model = toy_model(PRESETS["tiny"])
+    model.save(tmp_path / "folder")
+    convert_model(str(tmp_path / "folder"), tmp_path / "one.safetensors", layout="original")
+    tensors = read_tensors(tmp_path / "one.safetensors")
+    parts, dropped = original.layout(model.preset, tensors).load(tensors, "one")
+    assert not dropped
+    for part, network in model.networks.items():
+        assert all(torch.equal(parts[part][key], tensor) for key, tensor in network.state_dict().items())
+    with pytest.raises(RequestError, match=r"must end in \.safetensors"):
+        convert_model(str(tmp_path / "folder"), tmp_path / "one.ckpt", layout="original")

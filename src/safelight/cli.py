@@ -330,21 +330,23 @@ def convert(
     source: str,
     output: Path,
     *,
+    layout: Literal["diffusers", "original"] = "diffusers",
     dtype: Dtype | None = None,
     reading: ReadingOptions = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model as a diffusers folder of safetensors.
+    """Write a model as a diffusers folder of safetensors, or as one file in the original layout.
 
     Args:
         source: A shipped model, a folder, a .safetensors or .ckpt file, or a hub id.
-        output: The folder to write: a new one, an empty one, or an earlier model to replace.
+        output: The folder to write: a new one, an empty one, or an earlier model to replace. Or the file.
+        layout: A diffusers folder, or the single .safetensors file that the original code and most programs read.
         dtype: Number format of the weights that are written. Default: as they are.
     """
     from safelight.tasks.files import convert_model
 
-    convert_model(source, output, PLAIN if reading is None else reading, dtype)
-    print(json.dumps({"folder": str(output)}) if as_json else output)
+    convert_model(source, output, PLAIN if reading is None else reading, dtype, layout)
+    print(json.dumps({"folder" if layout == "diffusers" else "file": str(output)}) if as_json else output)
 
 
 @app.command(name="help", show=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from safelight.checkpoints import write_folder
 from safelight.checkpoints.detect import same
-from safelight.errors import ModelFileError
+from safelight.checkpoints.layouts import original
+from safelight.checkpoints.writing import write_tensors
+from safelight.errors import ModelFileError, RequestError
 from safelight.presets import PRESETS
 from safelight.tasks.loading import choose_dtype, open_checkpoint, shipped
 from safelight.tasks.sources import PLAIN, Reading
@@ -120,20 +123,36 @@ def describe(source: str, reading: Reading = PLAIN) -> ModelCard:
     )
 
 
-def convert_model(source: str, folder: Path, reading: Reading = PLAIN, dtype: str | None = None) -> None:
-    """Write a model, of whatever layout, as a diffusers folder. dtype: of its weights; None: as they are.
+def convert_model(
+    source: str,
+    output: Path,
+    reading: Reading = PLAIN,
+    dtype: str | None = None,
+    layout: Literal["diffusers", "original"] = "diffusers",
+) -> None:
+    """Write a model, of whatever layout, as a diffusers folder or as a single file of the original layout.
+
+    Args:
+        dtype: of its weights; None: as they are.
 
     Raises:
-        RequestError: no such dtype.
-        ModelFileError: as `load`; a weight is beyond the range of the dtype.
-        OutputError: the folder holds something else than an earlier model, or could not be written.
+        RequestError: no such dtype, or the name of a single file does not end in .safetensors.
+        ModelFileError: as `load`; a weight is beyond the range of the dtype; diffusers has no such model.
+        OutputError: the folder holds something else than an earlier model, or it could not be written.
     """
+    if layout == "original" and output.suffix != ".safetensors":
+        raise RequestError(f"the original layout is one file: {str(output)!r} must end in .safetensors")
     wanted = None if dtype is None else choose_dtype(dtype)
     checkpoint = open_checkpoint(source, reading)
     if wanted is not None:
         parts = {name: _cast(tensors, wanted) for name, tensors in checkpoint.parts.items()}
         checkpoint = replace(checkpoint, parts=parts)
-    write_folder(folder, checkpoint)
+    if layout == "diffusers":
+        write_folder(output, checkpoint)
+        return
+    written = original.layout(checkpoint.preset)
+    parts = {part: dict(tensors) for part, tensors in checkpoint.parts.items() if part in written.pairs}
+    write_tensors(output, written.save(parts))
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

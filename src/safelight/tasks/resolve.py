@@ -71,8 +71,8 @@ def resolve(request: R, preset: Preset) -> R:
             cannot make, too many pixels.
     """
     if type(request) not in tasks_of(preset):
-        can = " or ".join(task.task for task in tasks_of(preset))
-        raise RequestError(f"{preset.name} does not do {request.task}: use `safelight {can}`, or another model")
+        can = ", ".join(task.task for task in tasks_of(preset))
+        raise RequestError(f"{preset.name} does not do {request.task}, but {can}: ask for that, or use another model")
     sampler = preset.sampler if request.sampler is None else request.sampler
     if sampler not in SAMPLERS:
         raise RequestError(f"there is no sampler {sampler!r}: the samplers are {', '.join(sorted(SAMPLERS))}")
