@@ -27,30 +27,26 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from safelight.checkpoints import Checkpoint, write_folder
-from safelight.checkpoints.detect import original_layout
-from safelight.models.autoencoder import Autoencoder
-from safelight.models.clip import ClipText
+from safelight.checkpoints.layouts import original
+from safelight.models.networks import NETWORKS
 from safelight.models.tokenizer import END, START, ClipTokenizer
-from safelight.models.unet import UNet
 from safelight.presets import PRESETS
 
 kind, target = sys.argv[1], Path(sys.argv[2])
 preset = PRESETS["sd1"]
 # A vocabulary of the right length; the words in it do not matter here.
 plain = [word for word in ClipTokenizer.train([], 514).vocab if word not in (START, END)]
-filler = [f"filler{i}" for i in range(preset.text.vocab_size - len(plain) - 2)]
+filler = [f"filler{i}" for i in range(preset.networks["text"].vocab_size - len(plain) - 2)]
 vocab = {word: i for i, word in enumerate([*plain, *filler, START, END])}
 torch.manual_seed(0)
-networks = {
-    "unet": UNet(preset.unet), "autoencoder": Autoencoder(preset.autoencoder), "text": ClipText(preset.text)
-}
+networks = {part: NETWORKS[type(config)](config) for part, config in preset.networks.items()}
 parts = {name: dict(network.state_dict()) for name, network in networks.items()}
 words = ClipTokenizer(vocab, [])
 if kind == "folder":
-    write_folder(target, Checkpoint(preset, parts, words))
+    write_folder(target, Checkpoint(preset, parts, {"text": words}))
 else:
     words.write(target / "tokenizer")
-    save_file(original_layout(preset, ()).save(parts), target / "model.safetensors")
+    save_file(original.layout(preset).save(parts), target / "model.safetensors")
 print(sum(t.numel() * t.element_size() for tensors in parts.values() for t in tensors.values()))
 """
 

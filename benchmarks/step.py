@@ -41,7 +41,7 @@ class Pair:
     @classmethod
     def of(cls, preset: Preset, size: int) -> Pair:
         torch.manual_seed(0)
-        latent = size // preset.autoencoder.factor
+        latent = size // preset.factor
         ours = UNet(preset.unet).eval()
         theirs = UNet2DConditionModel.from_config(unet_json(preset.unet, latent)).eval()
         theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -50,7 +50,8 @@ class Pair:
     def inputs(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """x (B, C, h, w) and a context (B, L, D)."""
         x = torch.randn(batch, self.preset.unet.in_channels, self.latent, self.latent)
-        return x, torch.randn(batch, self.preset.text.context_length, self.preset.unet.context_width)
+        tokens = self.preset.words[0].tower.context_length
+        return x, torch.randn(batch, tokens, self.preset.unet.context_width)
 
 
 def network(pair: Pair, batch: int) -> dict[str, Callable[[], object]]:

@@ -47,7 +47,7 @@ class Recorded:
 class Request(BaseModel):
     """What all requests have in common. Construct one of the tasks in `requests`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # ten tasks, of which one is asked
 
     task: ClassVar[str]
     """The command, the route and the record's name for this request."""
