@@ -14,12 +14,12 @@ from checkpoint_cases import toy_tokenizer
 from safelight.checkpoints import Checkpoint
 from safelight.models.bert import BertConfig
 from safelight.models.clip import ClipTextConfig
-from safelight.models.depth import DepthConfig
 from safelight.models.networks import shapes_of
 from safelight.models.normalizer import NormalizerConfig
 from safelight.models.tokenizer import FIRST, MASK, PAD, SEPARATOR, UNKNOWN, BertTokenizer, Tokenizing
 from safelight.presets import PRESETS, Preset
 from safelight.presets.conditions import TEXT, Condition, DepthMap, Numbers, SeenPicture, Words
+from toy_family import TOY_DEPTH
 
 SIZES = 8  # of the sinusoids of each size, in the small members
 
@@ -27,21 +27,6 @@ CLIP_WORDS = toy_tokenizer()
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 PIECES = [PAD, UNKNOWN, FIRST, SEPARATOR, MASK, *LETTERS, *(f"##{letter}" for letter in LETTERS), ",", "."]
 BERT_WORDS = BertTokenizer({piece: i for i, piece in enumerate(PIECES)})
-
-DPT = DepthConfig(
-    stem_width=16,
-    stage_widths=(32, 64, 96),
-    stage_blocks=(2, 1, 2),
-    norm_groups=4,
-    width=48,
-    layers=4,
-    heads=3,
-    mlp_width=96,
-    taps=(1, 3),
-    neck_widths=(40, 56),
-    fusion_width=32,
-    image_size=64,
-)
 
 
 def small(preset: Preset) -> Preset:
@@ -108,7 +93,7 @@ def small_condition(condition: Condition) -> Condition:
             )
             return replace(condition, tower=tower, normalizer=NormalizerConfig(12))
         case DepthMap():
-            return replace(condition, network=DPT)
+            return replace(condition, network=TOY_DEPTH)
         case _:
             return condition
 

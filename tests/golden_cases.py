@@ -17,8 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safelight.models.clip import ClipTextConfig
+
 GOLDEN = Path(__file__).parent / "golden"
 RELATIVE = 1e-4
+TEXT_TOWER = ClipTextConfig(
+    vocab_size=300,
+    width=32,
+    layers=4,
+    heads=4,
+    mlp_width=64,
+    projection_width=24,
+    start_token=298,
+    end_token=299,
+    pad_token=299,
+)
+"""Of the recorded text towers, as far as they are alike."""
 
 
 def golden(case: str) -> dict[str, Tensor]:

@@ -27,23 +27,10 @@ from safelight.doors import Conditioning
 from safelight.errors import RequestError
 from safelight.models.depth import Depth, DepthConfig
 from safelight.models.networks import shapes_of
+from toy_family import TOY_DEPTH
 
 REAL = DepthConfig()
 PARAMETERS, CLASSIFIER = 122_377_985, 1000 * 768 + 1000
-TOY = DepthConfig(
-    stem_width=16,
-    stage_widths=(32, 64, 96),
-    stage_blocks=(2, 1, 2),
-    norm_groups=4,
-    width=48,
-    layers=4,
-    heads=3,
-    mlp_width=96,
-    taps=(1, 3),
-    neck_widths=(40, 56),
-    fusion_width=32,
-    image_size=64,
-)
 MIDDLE = replace(
     REAL,
     stem_width=32,
@@ -55,7 +42,7 @@ MIDDLE = replace(
     fusion_width=64,
     image_size=128,
 )
-SQUARE = {"toy": TOY, "middle": MIDDLE}
+SQUARE = {"toy": TOY_DEPTH, "middle": MIDDLE}
 NEAR = 1000.0  # how much larger the weights behind the last activation are made: the real ones give thousands
 
 
@@ -130,7 +117,7 @@ def test_depth_of_a_square_is_transformers(name: str) -> None:
 
 def test_depth_of_a_dark_grey_by_small_filters_is_transformers() -> None:
     """At a scale where every norm's epsilon shows."""
-    ours, theirs = both(replace(TOY, norm_eps=1e-3), filters=1e-3)
+    ours, theirs = both(replace(TOY_DEPTH, norm_eps=1e-3), filters=1e-3)
     pixels = 1e-3 * noise(2, 3, 64, 64)
     agree("depth of little", ours(pixels), theirs(pixels).predicted_depth[:, None])
 
@@ -138,13 +125,13 @@ def test_depth_of_a_dark_grey_by_small_filters_is_transformers() -> None:
 @pytest.mark.parametrize("size", [(64, 160), (96, 32), (128, 128)])
 def test_depth_of_other_sizes_is_transformers(size: tuple[int, int]) -> None:
     """Their class refuses these sizes, but its parts do not."""
-    ours, theirs = both(TOY)
+    ours, theirs = both(TOY_DEPTH)
     pixels = noise(2, 3, *size)
     embedded = theirs.dpt.embeddings(pixels, interpolate_pos_encoding=True)
     x, features = embedded.last_hidden_states, list(embedded.intermediate_activations)
     for i, layer in enumerate(theirs.dpt.encoder.layer):
         x = layer(x)
-        features += [x] if i in TOY.taps else []
+        features += [x] if i in TOY_DEPTH.taps else []
     expected = theirs.head(theirs.neck(features, size[0] // 16, size[1] // 16))
     agree(f"depth {size}", ours(pixels), expected[:, None])
 
@@ -153,8 +140,8 @@ def test_depth_of_other_sizes_is_transformers(size: tuple[int, int]) -> None:
 def test_depth_is_that_of_the_original_code(name: str) -> None:
     """Also the proof of the layout: what it reads into the wrong place of the same shape shows here."""
     described = {key: tuple(v) if isinstance(v, list) else v for key, v in meta("depth_midas")["config"].items()}
-    assert replace(TOY, **described) == TOY
-    config = replace(TOY, norm_eps=1e-6)  # timm's
+    assert replace(TOY_DEPTH, **described) == TOY_DEPTH
+    config = replace(TOY_DEPTH, norm_eps=1e-6)  # timm's
     parts, dropped = midas.layout(config, prefix="").load(weights("depth_midas"), "recorded")
     assert {key for key, _ in dropped} == {f"pretrained.model.head.{kind}" for kind in ("weight", "bias")}
     network = Depth(config)
@@ -165,7 +152,7 @@ def test_depth_is_that_of_the_original_code(name: str) -> None:
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
-    ours, _ = both(TOY)
+    ours, _ = both(TOY_DEPTH)
     pixels = noise(3, 3, 64, 96)
     assert off(ours(pixels[1:2]), ours(pixels)[1:2]) < 1e-5
 
@@ -173,11 +160,11 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
 @pytest.mark.parametrize("size", [(64, 80), (48, 64)])
 def test_a_side_off_the_grid_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(RequestError, match="multiples of 32"):
-        Depth(TOY)(noise(1, 3, *size))
+        Depth(TOY_DEPTH)(noise(1, 3, *size))
 
 
 def test_half_precision_runs_inside_and_float32_comes_out() -> None:
-    ours, _ = both(TOY)
+    ours, _ = both(TOY_DEPTH)
     pixels = noise(1, 3, 64, 64)
     expected = estimate(ours, pixels)
     depth = estimate(ours.to(torch.bfloat16), pixels)
@@ -200,7 +187,7 @@ def test_parameters_are_the_published_ones() -> None:
     assert sum(torch.Size(shape).numel() for shape in shapes_of(REAL).values()) == PARAMETERS
 
 
-@pytest.mark.parametrize("config", [REAL, TOY, MIDDLE], ids=["real", "toy", "middle"])
+@pytest.mark.parametrize("config", [REAL, TOY_DEPTH, MIDDLE], ids=["real", "toy", "middle"])
 def test_names_and_shapes_are_transformers(config: DepthConfig) -> None:
     with torch.device("meta"):
         theirs = DPTForDepthEstimation(dpt_config(config))
@@ -227,9 +214,9 @@ def test_the_original_file_loads_exactly_and_comes_back() -> None:
 
 
 def test_original_to_ours_and_back_changes_no_number() -> None:
-    layout = midas.layout(TOY)
+    layout = midas.layout(TOY_DEPTH)
     generator = torch.Generator().manual_seed(0)
-    ours = {name: torch.randn(shape, generator=generator) for name, shape in shapes_of(TOY).items()}
+    ours = {name: torch.randn(shape, generator=generator) for name, shape in shapes_of(TOY_DEPTH).items()}
     parts, dropped = layout.load(layout.save({midas.PART: ours}), "toy")
     assert dropped == []
     assert all(torch.equal(parts[midas.PART][name], tensor) for name, tensor in ours.items())
@@ -269,7 +256,7 @@ def test_the_size_shown_is_the_original_codes(size: tuple[int, int], shown: tupl
 
 
 def test_a_picture_becomes_the_door_of_diffusers() -> None:
-    ours, theirs = both(TOY)
+    ours, theirs = both(TOY_DEPTH)
     pixels = noise(2, 3, 64, 64)  # of the network's own size, in which their preparation changes nothing
     pipeline = SimpleNamespace(
         feature_extractor=lambda images, return_tensors: SimpleNamespace(pixel_values=torch.stack(images)),

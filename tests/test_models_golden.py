@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from golden_cases import agree, golden, meta, weights
+from golden_cases import TEXT_TOWER, agree, golden, meta, weights
 from safelight.checkpoints import read
 from safelight.checkpoints.keys import Layout
 from safelight.checkpoints.layouts import ldm, transformers
@@ -77,17 +77,6 @@ AUTOENCODERS: dict[str, AutoencoderConfig] = {
     "vae_vq_f8_attn": AutoencoderConfig(channels=(32, 64, 64, 128), attention_levels=(3,), codebook_size=64),
 }
 KL, VQ = ([case for case in AUTOENCODERS if f"_{kind}_" in case] for kind in ("kl", "vq"))
-TEXT = ClipTextConfig(
-    vocab_size=300,
-    width=32,
-    layers=4,
-    heads=4,
-    mlp_width=64,
-    projection_width=24,
-    start_token=298,
-    end_token=299,
-    pad_token=299,
-)
 
 
 def filled(module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -226,7 +215,7 @@ def test_the_codebook(case: str) -> None:
 def test_text_tower(activation: str) -> None:
     case = f"clip_text_hf_{activation}"
     assert meta(case)["config"]["hidden_act"] == activation
-    config = replace(TEXT, activation="gelu" if activation == "gelu" else "quick_gelu")
+    config = replace(TEXT_TOWER, activation="gelu" if activation == "gelu" else "quick_gelu")
     data, network = golden(case), clip_text(case, config)
     said = network(data["tokens"])
     assert len(said.hidden) == config.layers + 1
@@ -237,7 +226,7 @@ def test_text_tower(activation: str) -> None:
 
 def test_text_tower_layer_by_layer_and_with_another_padding() -> None:
     data = golden("clip_text_hf_quick_gelu")
-    network = clip_text("clip_text_hf_quick_gelu", TEXT)
+    network = clip_text("clip_text_hf_quick_gelu", TEXT_TOWER)
     said = network(data["tokens"])
     for i in (0, 3):
         agree(f"text hidden {i}", said.hidden[i], data[f"hidden_states.{i}"])
@@ -311,7 +300,7 @@ def whole_clip(case: str) -> Clip:
     openai = case == "openai_clip"
     width, text_layers, vision_heads = (64, 3, 1) if openai else (32, 4, 2)
     text = replace(
-        TEXT,
+        TEXT_TOWER,
         width=width,
         layers=text_layers,
         mlp_width=4 * width,
@@ -361,12 +350,12 @@ def test_an_original_file_gives_the_original_numbers(tmp_path: Path) -> None:
     parts: dict[str, tuple[str, str, Config]] = {
         "unet": ("unet_sd1", ldm.UNET, UNETS["unet_sd1"]),
         "autoencoder": ("vae_kl_f8", ldm.AUTOENCODER, AUTOENCODERS["vae_kl_f8"]),
-        "text": ("clip_text_hf_quick_gelu", ldm.TEXT, TEXT),
+        "text": ("clip_text_hf_quick_gelu", ldm.TEXT, TEXT_TOWER),
     }
     file = {k: v for case, before, _ in parts.values() for k, v in weights(case, before=before).items()}
     save_file(file, tmp_path / "model.safetensors")
     preset = replace(PRESETS["sd1"], unet=UNETS["unet_sd1"], autoencoder=AUTOENCODERS["vae_kl_f8"])
-    preset = preset.with_towers({"text": TEXT})
+    preset = preset.with_towers({"text": TEXT_TOWER})
     loaded = read(tmp_path / "model.safetensors", preset=preset)
 
     data, network = golden("unet_sd1"), UNet(preset.unet)

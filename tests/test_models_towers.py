@@ -14,7 +14,7 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBe
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from golden_cases import agree, golden, meta, weights
+from golden_cases import TEXT_TOWER, agree, golden, meta, weights
 from safelight.checkpoints.keys import Layout, Op
 from safelight.checkpoints.layouts import bert, openclip, transformers
 from safelight.errors import ModelFileError, RequestError
@@ -22,18 +22,7 @@ from safelight.models.bert import Bert, BertConfig
 from safelight.models.clip import Clip, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig
 from safelight.models.networks import shapes_of
 
-SMALL = ClipTextConfig(
-    vocab_size=300,
-    width=32,
-    layers=4,
-    heads=4,
-    mlp_width=64,
-    projection_width=24,
-    start_token=298,
-    end_token=299,
-    pad_token=299,
-)
-OPEN = replace(SMALL, mlp_width=128, activation="gelu", projected=True)
+OPEN = replace(TEXT_TOWER, mlp_width=128, activation="gelu", projected=True)
 OPEN_VISION = ClipVisionConfig(
     width=32,
     layers=3,
@@ -44,7 +33,7 @@ OPEN_VISION = ClipVisionConfig(
     projection_width=24,
     projected=True,
 )
-OPENAI = replace(SMALL, width=64, layers=3, mlp_width=256, projected=True)
+OPENAI = replace(TEXT_TOWER, width=64, layers=3, mlp_width=256, projected=True)
 OPENAI_VISION = replace(OPEN_VISION, width=64, heads=1, mlp_width=256, activation="quick_gelu")
 
 
@@ -117,8 +106,8 @@ def test_image_tower_with_its_projection() -> None:
 
 
 def test_clip_skip() -> None:
-    data, layout = golden("clip_text_hf_quick_gelu"), transformers.text_layout(SMALL)
-    tower = text_tower(SMALL, layout, weights("clip_text_hf_quick_gelu"))
+    data, layout = golden("clip_text_hf_quick_gelu"), transformers.text_layout(TEXT_TOWER)
+    tower = text_tower(TEXT_TOWER, layout, weights("clip_text_hf_quick_gelu"))
     said = tower(data["tokens"])
     assert torch.equal(tower.attended(said), said.last)
     agree("hidden 3", tower.attended(said, "penultimate"), data["hidden_states.3"])
@@ -127,13 +116,13 @@ def test_clip_skip() -> None:
     assert torch.equal(once, tower.attended(said, "penultimate_normed"))
     assert torch.equal(once, tower.final_layer_norm(said.hidden[-2]))
     data = golden("clip_text_hf_gelu")
-    tower = text_tower(replace(SMALL, activation="gelu"), layout, weights("clip_text_hf_gelu"))
+    tower = text_tower(replace(TEXT_TOWER, activation="gelu"), layout, weights("clip_text_hf_gelu"))
     agree("skip 1", tower.attended(tower(data["tokens"]), skip=1), data["penultimate_final_norm"])
 
 
 @pytest.mark.parametrize(("states", "skip"), [("last", 5), ("penultimate", 4), ("last", -1), ("penultimate", -1)])
 def test_no_more_layers_are_skipped_than_there_are(states: Any, skip: int) -> None:
-    tower = ClipText(SMALL)
+    tower = ClipText(TEXT_TOWER)
     with pytest.raises(RequestError, match=f"cannot skip {skip} layers: the text tower has 4"):
         tower.attended(tower(torch.full((1, 3), 299)), states, skip)
 

@@ -39,6 +39,7 @@ from safelight.tasks.requests import (
     ClassToImage,
     DepthToImage,
     LayoutToImage,
+    Pair,
     Prompted,
     SemanticToImage,
     Upscale,
@@ -111,7 +112,7 @@ class Teller:
             case told_by.Label():
                 sides = self._label(condition, guided)
             case told_by.Boxes():
-                sides = self._boxes(condition)
+                sides = self._boxes(condition, guided)
             case told_by.LabelMap():
                 sides = self._map(), None
             case told_by.SmallPicture():
@@ -145,9 +146,7 @@ class Teller:
         request = _as(Prompted, self.request, "sizes", "txt2img")
         width = needed(self.preset.unet.size_width)
 
-        def side(
-            original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int], score: float
-        ) -> Conditioning:
+        def side(original: Pair, crop: Pair, target: Pair, score: float) -> Conditioning:
             first, corner, last = original[::-1], crop[::-1], target[::-1]  # theirs are height before width
             if numbers.aesthetic:
                 return sizes.numbers_door([sizes.refiner_numbers(first, corner, score)], width)
@@ -175,11 +174,11 @@ class Teller:
             raise RequestError(f"{self.preset.name} knows no class for none, which guidance needs: use --guidance 1")
         return cond, labels.encode_labels(network, [label.empty])
 
-    def _boxes(self, boxes: told_by.Boxes) -> Sides:
+    def _boxes(self, boxes: told_by.Boxes, guided: bool) -> Sides:
         request = _as(LayoutToImage, self.request, "boxes", "layout2img")
         tokenizer, tower = BoxTokenizer(boxes.boxes), self._network(told_by.BOXES, Bert)
         asked = labels.encode_boxes(tokenizer, tower, [inputs.boxes(request.boxes)])
-        return asked, labels.encode_boxes(tokenizer, tower, [[]])
+        return asked, labels.encode_boxes(tokenizer, tower, [[]]) if guided else None
 
     def _map(self) -> Conditioning:
         request = _as(SemanticToImage, self.request, "a map of classes", "semantic2img")
