@@ -18,6 +18,7 @@ from torch import Tensor
 from checkpoint_cases import manifest, same, toy_checkpoint
 from safelight.checkpoints import Checkpoint, configs, read, write_folder
 from safelight.checkpoints.layouts import diffusers, ldm
+from safelight.checkpoints.layouts import original as whole_file
 from safelight.checkpoints.vocabulary import cached_tokenizer
 from safelight.errors import ModelFileError
 from safelight.models.tokenizer import END, START, ClipTokenizer
@@ -35,8 +36,8 @@ def with_the_habits_of(one: Preset, other: Preset) -> Preset:
 def original(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """A single file's tensors in the original layout, with what the real ones carry beside the weights."""
     preset = checkpoint.preset
-    layout = ldm.layout(preset.unet, preset.autoencoder, preset.networks["text"])
-    position_ids = ldm.TEXT + "text_model.embeddings.position_ids"
+    layout = whole_file.layout(preset)
+    position_ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
     return {**layout.save(checkpoint.parts), **BETAS, position_ids: torch.arange(77)[None]}
 
 
@@ -65,9 +66,7 @@ def test_a_single_file_gives_the_same_weights(tmp_path: Path, name: str) -> None
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
     found = read(path, preset=TOY.preset)
     assert same(found.parts, TOY.parts)
-    assert {key for key, _ in found.dropped} == tensors.keys() - set(
-        ldm.layout(TOY.preset.unet, TOY.preset.autoencoder, TOY.preset.networks["text"]).save(TOY.parts)
-    )
+    assert {key for key, _ in found.dropped} == tensors.keys() - set(whole_file.layout(TOY.preset).save(TOY.parts))
     assert found.source == path
 
 

@@ -350,7 +350,7 @@ def test_an_original_file_gives_the_original_numbers(tmp_path: Path) -> None:
     parts: dict[str, tuple[str, str, Config]] = {
         "unet": ("unet_sd1", ldm.UNET, UNETS["unet_sd1"]),
         "autoencoder": ("vae_kl_f8", ldm.AUTOENCODER, AUTOENCODERS["vae_kl_f8"]),
-        "text": ("clip_text_hf_quick_gelu", ldm.TEXT, TEXT_TOWER),
+        "text": ("clip_text_hf_quick_gelu", "cond_stage_model.transformer.", TEXT_TOWER),
     }
     file = {k: v for case, before, _ in parts.values() for k, v in weights(case, before=before).items()}
     save_file(file, tmp_path / "model.safetensors")

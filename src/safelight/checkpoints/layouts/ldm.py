@@ -1,4 +1,4 @@
-"""The original single file (CompVis latent-diffusion and Stable Diffusion 1.x): all parts in one state dict.
+"""UNet and autoencoder as the original single files name them (CompVis latent-diffusion, Stable Diffusion, sgm).
 
 Names are made from the config by what the original constructors do: the UNet counts its blocks through all
 levels (`input_blocks.0` is the first convolution), the decoder counts its levels from the finest.
@@ -7,16 +7,14 @@ levels (`input_blocks.0` is the first convolution), the decoder counts its level
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
-from safelight.checkpoints.keys import CONV_1X1, SAME, Drop, Layout, Op, Pair
-from safelight.checkpoints.layouts import transformers
+from safelight.checkpoints.keys import CONV_1X1, SAME, Drop, Op, Pair
 from safelight.models.autoencoder import AutoencoderConfig
-from safelight.models.clip import ClipTextConfig
 from safelight.models.networks import shapes_of
 from safelight.models.unet import UNetConfig
 
-UNET, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 EMA = "model_ema."
 
 SCHEDULE_BUFFERS = (
@@ -34,12 +32,6 @@ SCHEDULE_BUFFERS = (
 
 DROPS = (
     *(Drop(name, "a table computed from the noise schedule") for name in SCHEDULE_BUFFERS),
-    *(
-        Drop(prefix + drop.pattern.lstrip("*"), drop.why)
-        for drop in transformers.DROPS
-        for prefix in (TEXT, TEXT + transformers.PREFIX)
-    ),
-    Drop("cond_stage_model.logit_scale", "CLIP's training temperature"),
     Drop("loss.*", "a training loss"),
     Drop(AUTOENCODER + "loss.*", "the autoencoder's training loss"),
 )
@@ -72,31 +64,6 @@ _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_o
 _QKV = ("to_q", "to_k", "to_v")
 _FUSED_ATTENTION = {**_ATTENTION, **dict.fromkeys(_QKV, "qkv")}
 """Of a UNet without a context: queries, keys and values are one matrix, written as a convolution in one dimension."""
-
-
-def layout(
-    unet_config: UNetConfig,
-    autoencoder_config: AutoencoderConfig,
-    text_config: ClipTextConfig,
-    *,
-    keys: Collection[str] = (),
-    ema: bool = False,
-) -> Layout:
-    """The layout of a whole file.
-
-    Args:
-        keys: those of the file to be read, for the writings that differ from file to file.
-        ema: take the UNet's running average (`model_ema.*`) instead of its last weights.
-    """
-    shapes = {"unet": shapes_of(unet_config), "autoencoder": shapes_of(autoencoder_config)}
-    prefix = transformers.prefix_of(keys, TEXT) if keys else transformers.PREFIX
-    pairs = {
-        "unet": unet(unet_config, ema=ema),
-        "autoencoder": autoencoder(autoencoder_config, AUTOENCODER),
-        "text": transformers.text(text_config, TEXT + prefix),
-    }
-    drops = (*DROPS, *DROP_COUNTERS, DROP_TWIN) if ema else (*DROPS, DROP_EMA)
-    return Layout(pairs, {**shapes, "text": shapes_of(text_config)}, drops)
 
 
 def unet(config: UNetConfig, *, ema: bool = False, heads_first: bool = True) -> tuple[Pair, ...]:
