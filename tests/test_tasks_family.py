@@ -26,6 +26,7 @@ from safelight.tasks.requests import (
     ImageToImage,
     Inpaint,
     LayoutToImage,
+    Refine,
     SemanticToImage,
     TextToImage,
     Unconditional,
@@ -66,7 +67,8 @@ def _ask(task: type[Request], preset: Preset) -> Request:
     requests: dict[type[Request], Request] = {
         TextToImage: TextToImage(prompt="a red apple", seed=3),
         ImageToImage: ImageToImage(prompt="a red apple", image=picture, strength=0.6, seed=3),
-        Inpaint: Inpaint(prompt="a red apple", image=picture, mask=_grey_uri(_mask(side)), seed=3),
+        Inpaint: Inpaint(prompt="a red apple" if preset.words else "", image=picture, mask=_grey_uri(_mask(side)), seed=3),
+        Refine: Refine(prompt="a red apple", image=picture, strength=0.9, seed=3),
         DepthToImage: DepthToImage(prompt="a red apple", image=picture, seed=3),
         Upscale: Upscale(image=to_data_uri(_gradient(8)), seed=3),
         Variations: Variations(image=picture, seed=3),

@@ -41,6 +41,10 @@ class Drawing:
     """Where to compute, like cpu or cuda. Default: the accelerator if there is one."""
     dtype: Dtype | None = None
     """In which the networks run. Default: float32 on the CPU, else as the weights are; or that of --from."""
+    low_memory: bool = False
+    """Bring each network when it is needed and let go of it after its work: slower, in less memory."""
+    refiner: str | None = None
+    """A second model, named as --model, that goes on with what the first began, from --switch on."""
     output: Path | None = None
     """PNG to write (replaced if it exists); a batch writes NAME-0.png, NAME-1.png, ... Default:
     safelight-0001.png, or the next numbers that are free."""
@@ -132,6 +136,8 @@ def _load(drawing: Drawing, reading: Reading, record: Record | None) -> Model:
         tokenizer=reading.tokenizer,
         vae=reading.vae,
         revision=reading.revision,
+        refiner=drawing.refiner,
+        low_memory=drawing.low_memory,
     )
     if record is not None and record.model.sha256 != model.identity.sha256:
         print(

@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from cyclopts.help import DefaultFormatter
 
-from safelight.tasks.request import Request, flag, positional
+from safelight.tasks.request import HEADINGS, Request, flag, group, positional
 from safelight.tasks.sources import Reading
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 FLAT = Parameter(name="*")
 """The fields of a parameter are options of the command itself."""
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object.")]
+PANELS = {name: Group(name, sort_key=place) for place, name in enumerate(HEADINGS, 1)}
 ReadingOptions = Annotated[Reading | None, FLAT]
 
 
@@ -50,8 +51,14 @@ def option(request: type[Request], name: str, field: FieldInfo) -> inspect.Param
         name,
         inspect.Parameter.POSITIONAL_OR_KEYWORD if name == positional(request) else inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[kind | None, Parameter(name=f"--{flag(name, field)}", help=help_)],
+        annotation=Annotated[kind | None, Parameter(name=f"--{flag(name, field)}", help=help_, group=_panel(field))],
     )
+
+
+def _panel(field: FieldInfo) -> Group | str:
+    """The panel of the help that a field stands in."""
+    heading = group(field)
+    return "Parameters" if heading is None else PANELS[heading]  # that is what cyclopts calls its own
 
 
 def signed(

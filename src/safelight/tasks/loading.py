@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from safelight.checkpoints.alone import read_vae
 from safelight.errors import ModelFileError, RequestError
 from safelight.models.networks import NETWORKS, Config
 from safelight.presets import PRESETS
-from safelight.presets.preset import AUTOENCODER
+from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.tasks.model import Model
+from safelight.tasks.parts import Networks
 from safelight.tasks.sources import PLAIN, Reading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,8 +31,10 @@ def load(
     preset: str | None = None,
     ema: bool = False,
     tokenizer: Path | None = None,
-    vae: Path | None = None,
+    vae: str | Path | None = None,
     revision: str = "main",
+    refiner: str | Path | None = None,
+    low_memory: bool = False,
 ) -> Model:
     """Load a model.
 
@@ -40,32 +44,67 @@ def load(
         device: where to compute; None: CUDA if there is one, else the CPU.
         dtype: in which the networks run; None: float32 on the CPU, elsewhere that of the weights.
         preset, ema, tokenizer, vae, revision: the fields of `Reading`.
+        refiner: a second model, named like `source`, that takes over at a request's `switch`.
+        low_memory: bring each network when it is needed, and let go of it after its work: slower, for the memory
+            of the largest one.
 
     Raises:
         ModelFileError: no such model, or its weights are damaged, incomplete or of no known family.
         RequestError: no such device or dtype.
     """
     target = choose_device(device)
-    wanted = None if dtype is None else choose_dtype(dtype)
-    checkpoint = open_checkpoint(source, Reading(preset, ema, tokenizer, vae, revision))
-    tokenizers = checkpoint.vocabularies()
+    reading = Reading(preset, ema, tokenizer, None if vae is None else str(vae), revision)
+    checkpoint = open_checkpoint(source, reading)
+    checkpoint.vocabularies()  # what is missing is said before the weights are read
     if absent := checkpoint.absent():
         raise ModelFileError(
             f"{source} lacks {absent[0]}, without which it cannot draw: give a folder that has all parts"
         )
-    if wanted is None:
-        stored = next(iter(checkpoint.parts["unet"].values())).dtype
-        wanted = torch.float32 if target.type == "cpu" else stored
-    networks = checkpoint.preset.networks.items()
+    if dtype is None:
+        stored = next(iter(checkpoint.parts[UNET].values())).dtype
+        dtype = torch.float32 if target.type == "cpu" else stored
+    chosen = choose_dtype(dtype)
+    networks = _networks(checkpoint, target, chosen, frees=low_memory)
+    if not low_memory:
+        networks.bring()
+    return _model(
+        source,
+        checkpoint,
+        networks,
+        refiner=None if refiner is None else _load_refiner(refiner, target, chosen, tokenizer, low_memory),
+    )
+
+
+def _load_refiner(
+    source: str | Path, device: torch.device, dtype: torch.dtype, tokenizer: Path | None, low_memory: bool
+) -> Model:
+    """A model of which only what goes on with a picture is ever brought: not its autoencoder."""
+    checkpoint = open_checkpoint(source, Reading(tokenizer=tokenizer))
+    return _model(source, checkpoint, _networks(checkpoint, device, dtype, frees=low_memory))
+
+
+def _model(source: str | Path, checkpoint: Checkpoint, networks: Networks, refiner: Model | None = None) -> Model:
     local = Path(source).exists() and str(source) not in shipped()
     return Model(
         checkpoint.preset,
-        {part: fill(config, checkpoint.parts[part], target, wanted) for part, config in networks},
-        tokenizers,
+        networks,
+        checkpoint.vocabularies(),
         name=Path(source).absolute().name if local else str(source),
         local=local,
         weights=checkpoint.source,
+        refiner=refiner,
     )
+
+
+def _networks(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, frees: bool) -> Networks:
+    """The networks of a checkpoint, none of them made yet."""
+
+    def make(part: str, config: Config) -> nn.Module:
+        tensors = checkpoint.parts[part]
+        return fill(config, dict(tensors) if frees else tensors, device, dtype)
+
+    makers = {part: partial(make, part, config) for part, config in checkpoint.preset.networks.items()}
+    return Networks(makers, device, dtype, frees=frees)
 
 
 def open_checkpoint(source: str | Path, reading: Reading = PLAIN) -> Checkpoint:
@@ -95,7 +134,7 @@ def open_checkpoint(source: str | Path, reading: Reading = PLAIN) -> Checkpoint:
     if config is None:
         raise RequestError(f"{checkpoint.preset.name} works on the pixels themselves: leave out --vae")
     # From two files it has the hash of its numbers, not of one of the files.
-    parts = {**checkpoint.parts, AUTOENCODER: read_vae(reading.vae, config)}
+    parts = {**checkpoint.parts, AUTOENCODER: read_vae(Path(reading.vae), config)}
     return replace(checkpoint, parts=parts, source=None)
 
 

@@ -1,7 +1,6 @@
 """A model answers requests: encode the conditions, choose the sigmas, let a sampler walk a denoiser, decode.
 
-Every task goes the one way through `Model.steps`; what differs between tasks is where the walk starts.
-Shapes: B batch, C latent channels, h w latent size, H W picture size in pixels.
+Every task goes the one way through `Model.steps` (`walk`). Shapes: B batch, C latent channels, h w latent size.
 """
 
 from __future__ import annotations
@@ -10,36 +9,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from safelight.checkpoints import Checkpoint, write_folder
-from safelight.diffusion.denoiser import Denoise, Denoiser
-from safelight.diffusion.guidance import classifier_free, conditioned, keep_known
-from safelight.diffusion.noise import Noise
-from safelight.diffusion.samplers import SAMPLERS, Step, finish, start
-from safelight.diffusion.schedule import Schedule
-from safelight.doors import Conditioning
+from safelight.diffusion.samplers import Step
 from safelight.errors import RequestError
-from safelight.models.autoencoder import Autoencoder
 from safelight.models.tokenizer import Tokenizing
-from safelight.models.unet import UNet
 from safelight.presets import Preset
-from safelight.presets.conditions import HiddenPicture
-from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.tasks import inputs, pictures
-from safelight.tasks.drawn import drawn_on, sized
+from safelight.tasks.drawn import sized
+from safelight.tasks.handover import require_same_latents
 from safelight.tasks.identity import hash_files, hash_parts
+from safelight.tasks.member import Member
 from safelight.tasks.metadata import RECORD_CHUNK, TEXT_CHUNK, ModelIdentity, Record, infotext
-from safelight.tasks.precision import careful
+from safelight.tasks.parts import Networks
 from safelight.tasks.request import Request
 from safelight.tasks.requests import ImageToImage, Inpaint, Prompted, TextToImage
 from safelight.tasks.resolve import needed, noise_levels, resolve
-from safelight.tasks.told import Teller
+from safelight.tasks.walk import prepare
 
 __all__ = ["Model", "Step", "Watch"]
 
@@ -48,18 +39,19 @@ Watch = Callable[[Step], None]
 """Called after every step, for progress and previews. To stop early, raise, or break from `Model.steps`."""
 
 
-class Model:
-    """Networks and the preset that says how they belong together. Make one with `safelight.load`."""
+class Model(Member):
+    """A member of the family that answers requests. Make one with `safelight.load`."""
 
     def __init__(
         self,
         preset: Preset,
-        networks: Mapping[str, nn.Module],
+        networks: Mapping[str, nn.Module] | Networks,
         tokenizers: Mapping[str, Tokenizing],
         *,
         name: str = "unsaved",
         local: bool = True,
         weights: Path | None = None,
+        refiner: Model | None = None,
     ) -> None:
         """Join networks that are already filled, all on one device.
 
@@ -69,32 +61,16 @@ class Model:
             name: under which pictures record the model.
             local: whether the name means something on this machine only.
             weights: the file or folder that the weights came from; None: from memory.
+            refiner: takes over at a request's `switch`.
+
+        Raises:
+            RequestError: the refiner cannot go on with what this model begins.
         """
-        self.preset = preset
-        self.networks = {part: network.eval().requires_grad_(False) for part, network in networks.items()}
-        self.tokenizers = dict(tokenizers)
-        self.schedule = Schedule(preset.schedule)
+        super().__init__(preset, networks, tokenizers)
         self._name, self._local, self._weights = name, local, weights
-
-    @property
-    def unet(self) -> UNet:
-        """The network that denoises."""
-        return cast(UNet, self.networks[UNET])
-
-    @property
-    def autoencoder(self) -> Autoencoder | None:
-        """The network between pictures and latents; None where there are no latents."""
-        return cast("Autoencoder | None", self.networks.get(AUTOENCODER))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks are."""
-        return self.unet.conv_in.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which the networks run."""
-        return self.unet.conv_in.weight.dtype
+        self.refiner = refiner
+        if refiner is not None:
+            require_same_latents(self, refiner)
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -103,7 +79,7 @@ class Model:
             name=self._name,
             local=self._local,
             preset=self.preset.name,
-            sha256=hash_parts(self._parts()) if self._weights is None else hash_files(self._weights),
+            sha256=hash_parts(self.weights()) if self._weights is None else hash_files(self._weights),
             dtype=str(self.dtype).removeprefix("torch."),
         )
 
@@ -207,14 +183,16 @@ class Model:
         request = self.resolve(request)
         x = None
         with _enough_memory():
-            for step in self.steps(request, prompts=prompts):
+            walk = prepare(self, request, prompts, self.refiner)
+            for step in walk.steps():
                 if watch is not None:
                     watch(step)
                 x = step.x
-            images = self.decode(finish(needed(x), noise_levels(request, self.schedule)))
+            self._rest()
+            images = self.decode(walk.end(needed(x)))
+            self._rest()
         if isinstance(request, Inpaint):
-            whole = drawn_on(request)
-            images = [whole.paste(image, request.blur) for image in images]
+            images = [needed(walk.canvas).paste(image, request.blur) for image in images]
         for k, image in enumerate(images):
             changes: dict[str, object] = {"seed": needed(request.seed) + k, "batch": 1}
             alone = request.changed(**(changes if prompts is None else changes | {"prompt": prompts[k]}))
@@ -229,7 +207,7 @@ class Model:
             RequestError: it cannot be answered by this model.
         """
         request = sized(inputs.recorded(request), self.preset)
-        resolved = resolve(request, self.preset)
+        resolved = resolve(request, self.preset, None if self.refiner is None else self.refiner.preset)
         noise_levels(resolved, self.schedule)  # what is wrong with the steps is said here and not when they begin
         return resolved
 
@@ -263,82 +241,17 @@ class Model:
         Raises:
             RequestError: the request cannot be answered by this model, or a step is not finite.
         """
-        request = self.resolve(request)
-        if prompts is not None and len(prompts) != request.batch:
-            raise RequestError(f"{len(prompts)} prompts for a batch of {request.batch}: give one per picture")
-        with torch.inference_mode():
-            levels = noise_levels(request, self.schedule)
-            seeds = [needed(request.seed) + k for k in range(request.batch)]
-            noise = Noise(seeds, self._latent_shape(request))
-            x, known = self._first(request, noise().to(self.device), levels)
-            denoise = self._denoise(request, noise, prompts, known)
-            walk = SAMPLERS[needed(request.sampler)].function(denoise, x, levels, noise)
-        while True:
-            with torch.inference_mode():  # not around the yield: what the reader does is the reader's affair
-                step = next(walk, None)
-                if step is None:
-                    return
-                pictures.require_finite(step.x, f"step {step.index + 1}")
-            yield step
+        walk = prepare(self, self.resolve(request), prompts, self.refiner)
+        try:
+            yield from walk.steps()
+        finally:
+            self._rest()
 
-    def _denoise(
-        self, request: Request, noise: Noise, prompts: Sequence[str] | None, known: tuple[Tensor, Tensor] | None
-    ) -> Denoise:
-        """The network told of what the request says, under guidance; what is known of the latent stays."""
-        denoiser = Denoiser(self._ask, self.schedule, self.preset.prediction, self.dtype)
-        if prompts is None:
-            prompts = [request.prompt] if isinstance(request, Prompted) else []
-        canvas = drawn_on(request) if isinstance(request, Inpaint) else None
-        teller = Teller(
-            self.preset,
-            self.networks,
-            self.tokenizers,
-            self._encode,
-            request,
-            noise,
-            prompts,
-            None if canvas is None else (canvas.picture(), canvas.hole()),
-        )
-        told = teller.tell(self.device, self.dtype)
-        if told.uncond is None:
-            denoise = conditioned(denoiser, told.cond)
-        else:
-            denoise = classifier_free(denoiser, told.cond, told.uncond, needed(request.guidance))
-        return denoise if known is None else keep_known(denoise, *known)
-
-    def _ask(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The UNet's answer, from float32 if its own precision is not enough."""
-
-        def ask(dtype: torch.dtype) -> Tensor:
-            doors = cond.map(lambda door: door.to(dtype) if door.is_floating_point() else door)
-            y: Tensor = self.unet(x.to(dtype), t, doors)
-            return y
-
-        return careful(self.unet, ask)
-
-    def _first(self, request: Request, noise: Tensor, levels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Where the walk starts (B, C, h, w), at noise, or at a picture under noise (Meng et al. 2022); and what of
-        the latent is known, (1, C, h, w), with a mask (1, 1, h, w) that is 1 there.
-        """
-        if not isinstance(request, ImageToImage):
-            return start(noise, levels), None
-        canvas = drawn_on(request) if isinstance(request, Inpaint) else None
-        if canvas is None:
-            size = (needed(request.width), needed(request.height))
-            latent = self.encode(ImageOps.fit(inputs.picture(request, "image"), size, Image.Resampling.LANCZOS))
-        else:
-            latent = self.encode(canvas.picture())
-        forgets = request.strength == 1.0 and type(request) is not ImageToImage
-        x = start(noise, levels) if forgets else latent + noise * float(levels[0])
-        if canvas is None or any(isinstance(c, HiddenPicture) for c in self.preset.conditions):
-            return x, None
-        hole = inputs.numbers(canvas.hole()).to(latent.device) / 255
-        return x, (latent, 1 - F.adaptive_max_pool2d(hole, latent.shape[-2:]))
-
-    def _latent_shape(self, request: Request) -> tuple[int, int, int]:
-        """(C, h, w)."""
-        factor = self.preset.factor
-        return self.preset.unet.out_channels, needed(request.height) // factor, needed(request.width) // factor
+    def _rest(self) -> None:
+        """Let go of the networks that can be brought again (`--low-memory`)."""
+        self.networks.free()
+        if self.refiner is not None:
+            self.refiner.networks.free()
 
     # -- between pictures and latents
 
@@ -348,15 +261,7 @@ class Model:
 
         The mean of what the encoder says, so that nothing is left to chance.
         """
-        return self._encode(pictures.to_pixels(image))
-
-    def _encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> scaled latent (B, C, h, w), float32."""
-        pixels, encoder = pixels.to(self.device), self.autoencoder
-        if encoder is None:
-            return pixels * self.preset.latent_scale
-        mean = careful(encoder, lambda dtype: encoder.encode(pixels.to(dtype))[0])
-        return mean.float() * self.preset.latent_scale
+        return self.to_latent(pictures.to_pixels(image))
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> list[Image.Image]:
@@ -365,12 +270,7 @@ class Model:
         Raises:
             RequestError: the pixels are not finite numbers.
         """
-        z, decoder = (latent / self.preset.latent_scale).to(self.device), self.autoencoder
-
-        def pixels(one: Tensor) -> Tensor:
-            return one if decoder is None else careful(decoder, lambda dtype: decoder.decode(one.to(dtype)))
-
-        return [pictures.to_images(pixels(one))[0] for one in torch.split(z, 1)]
+        return [pictures.to_images(self.to_pixels(one))[0] for one in torch.split(latent, 1)]
 
     def preview(self, step: Step) -> list[Image.Image]:
         """What the pictures look like at a step: what the network believes is under the noise."""
@@ -384,10 +284,7 @@ class Model:
         Raises:
             OutputError: it could not be written.
         """
-        write_folder(Path(folder), Checkpoint(self.preset, self._parts(), self.tokenizers))
-
-    def _parts(self) -> dict[str, dict[str, Tensor]]:
-        return {part: dict(network.state_dict()) for part, network in self.networks.items()}
+        write_folder(Path(folder), Checkpoint(self.preset, self.weights(), self.tokenizers))
 
 
 @contextmanager

@@ -44,6 +44,18 @@ class Recorded:
     """A field that the model fills in for the record; no face asks the user for it."""
 
 
+@dataclass(frozen=True)
+class Group:
+    """Under which heading a field stands in help and forms, where that is not the task's own."""
+
+    name: str
+    """One of HEADINGS."""
+
+
+HEADINGS = ("Sampler", "Guidance", "Prompt", "Stable Diffusion XL")
+"""In the order in which they are shown, behind the task's own fields."""
+
+
 class Request(BaseModel):
     """What all requests have in common. Construct one of the tasks in `requests`."""
 
@@ -100,6 +112,11 @@ def flag(name: str, field: FieldInfo) -> str:
     """The field's name on the command line, without dashes."""
     named = [mark.name for mark in field.metadata if isinstance(mark, Flag)]
     return named[0] if named else name.replace("_", "-")
+
+
+def group(field: FieldInfo) -> str | None:
+    """The heading that the field stands under; None: the task's own."""
+    return next((mark.name for mark in field.metadata if isinstance(mark, Group)), None)
 
 
 def positional(request: type[Request]) -> str | None:

@@ -10,14 +10,18 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
-from safelight.tasks.request import MAX_SIDE, Flag, Positional, Recorded, Request
+from safelight.tasks.request import MAX_SIDE, Flag, Group, Positional, Recorded, Request
 
 MAX_PROMPT = 32_000
 
 _AS_STARTED = "Pixels. Default: that of the picture started from."
 _NO_NUL = r"^[^\x00]*$"
 """A PNG text chunk cannot hold a zero byte."""
-_TOLD = "that SDXL is told"
+_TOLD = "that the model is told"
+_SDXL = Group("Stable Diffusion XL")
+
+SWITCH = 0.8
+"""Where SDXL's refiner takes over: it was trained on the last 200 of 1000 timesteps (Podell et al. 2023, sec. 2.5)."""
 
 Pair = tuple[int, int]
 Picture = Annotated[str, Field(min_length=1)]
@@ -45,28 +49,44 @@ class Prompted(Request):
     ] = ""
     original_size: Annotated[
         Pair | None,
+        _SDXL,
         Field(description=f"Width and height {_TOLD} the picture had before it was scaled. Default: its size."),
     ] = None
     crop: Annotated[
-        Pair | None, Field(description=f"Pixels {_TOLD} were cut off at the left and the top. Default: 0 0.")
+        Pair | None, _SDXL, Field(description=f"Pixels {_TOLD} were cut off at the left and the top. Default: 0 0.")
     ] = None
     target_size: Annotated[
-        Pair | None, Field(description=f"Width and height {_TOLD} the picture is to have. Default: its size.")
+        Pair | None, _SDXL, Field(description=f"Width and height {_TOLD} the picture is to have. Default: its size.")
     ] = None
     negative_original_size: Annotated[
-        Pair | None, Field(description="An --original-size to stay away from. Default: the same.")
+        Pair | None, _SDXL, Field(description="An --original-size to stay away from. Default: the same.")
     ] = None
-    negative_crop: Annotated[Pair | None, Field(description="A --crop to stay away from. Default: the same.")] = None
+    negative_crop: Annotated[
+        Pair | None, _SDXL, Field(description="A --crop to stay away from. Default: the same.")
+    ] = None
     negative_target_size: Annotated[
-        Pair | None, Field(description="A --target-size to stay away from. Default: the same.")
+        Pair | None, _SDXL, Field(description="A --target-size to stay away from. Default: the same.")
     ] = None
     aesthetic: Annotated[
         float | None,
-        Field(description="How beautiful SDXL's refiner is told the picture is.", ge=0, le=10, allow_inf_nan=False),
+        _SDXL,
+        Field(description="How beautiful the refiner is told the picture is.", ge=0, le=10, allow_inf_nan=False),
     ] = None
     negative_aesthetic: Annotated[
         float | None,
+        _SDXL,
         Field(description="How beautiful it is told to stay away from.", ge=0, le=10, allow_inf_nan=False),
+    ] = None
+    switch: Annotated[
+        float | None,
+        _SDXL,
+        Field(
+            description="The part of the noise that the model takes away before its --refiner goes on. Default: "
+            f"{SWITCH}, if there is a refiner.",
+            gt=0,
+            lt=1,
+            allow_inf_nan=False,
+        ),
     ] = None
 
 
@@ -144,6 +164,17 @@ class Inpaint(ImageToImage):
             le=MAX_SIDE,
         ),
     ] = None
+
+
+class Refine(ImageToImage):
+    """Give a picture its fine details: SDXL's refiner, which was trained on the last, small noise."""
+
+    task: ClassVar[str] = "refine"
+
+    strength: Annotated[
+        float,
+        Field(description="How far to leave the picture; the refiner is for little.", gt=0, le=1, allow_inf_nan=False),
+    ] = 0.3
 
 
 class DepthToImage(ImageToImage):
@@ -248,7 +279,7 @@ class Unconditional(Request):
 TASKS: Mapping[str, type[Request]] = {
     request.task: request
     for request in (
-        *(TextToImage, ImageToImage, Inpaint, DepthToImage, Upscale, Variations),
+        *(TextToImage, ImageToImage, Inpaint, Refine, DepthToImage, Upscale, Variations),
         *(ClassToImage, LayoutToImage, SemanticToImage, Unconditional),
     )
 }

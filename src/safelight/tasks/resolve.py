@@ -15,12 +15,14 @@ from safelight.presets import Preset
 from safelight.presets import conditions as told_by
 from safelight.tasks.request import MAX_PIXELS, MAX_SEED, Request
 from safelight.tasks.requests import (
+    SWITCH,
     ClassToImage,
     DepthToImage,
     ImageToImage,
     Inpaint,
     LayoutToImage,
     Prompted,
+    Refine,
     SemanticToImage,
     TextToImage,
     Unconditional,
@@ -46,7 +48,8 @@ def tasks_of(preset: Preset) -> tuple[type[Request], ...]:
         if kind in kinds:
             return (task,)
     if told_by.Words in kinds:
-        return TextToImage, ImageToImage, Inpaint
+        drawn = (TextToImage, ImageToImage, Inpaint)
+        return (*drawn, Refine) if any(told_by.Numbers(aesthetic=True) == c for c in preset.conditions) else drawn
     return (Unconditional,)
 
 
@@ -63,8 +66,11 @@ _GUIDES = (told_by.Words, told_by.Label, told_by.Boxes, told_by.SeenPicture)
 """Conditions that can be left unsaid, so that guidance has something to steer away from."""
 
 
-def resolve(request: R, preset: Preset) -> R:
+def resolve(request: R, preset: Preset, refiner: Preset | None = None) -> R:
     """The same request with nothing left open, for a model of this preset.
+
+    Args:
+        refiner: the preset of the model that goes on at the request's `switch`.
 
     Raises:
         RequestError: the model does not do this task; an unknown sampler or spacing, a size that the autoencoder
@@ -73,6 +79,7 @@ def resolve(request: R, preset: Preset) -> R:
     if type(request) not in tasks_of(preset):
         can = ", ".join(task.task for task in tasks_of(preset))
         raise RequestError(f"{preset.name} does not do {request.task}, but {can}: ask for that, or use another model")
+    _unread(request, preset)
     sampler = preset.sampler if request.sampler is None else request.sampler
     if sampler not in SAMPLERS:
         raise RequestError(f"there is no sampler {sampler!r}: the samplers are {', '.join(sorted(SAMPLERS))}")
@@ -98,7 +105,8 @@ def resolve(request: R, preset: Preset) -> R:
         guidance=guidance,
         width=width,
         height=height,
-        **_numbers(request, preset, (width, height)),
+        **_numbers(request, preset, refiner, (width, height)),
+        **_switch(request, preset, refiner),
         **_noise_level(request, preset),
     )
     if needed(resolved.seed) + resolved.batch - 1 > MAX_SEED:
@@ -112,24 +120,44 @@ _NUMBERS = (
 )
 
 
-def _numbers(request: Request, preset: Preset, size: tuple[int, int]) -> dict[str, object]:
-    """Sizes and scores for a member that is told them; for others, there must be none."""
+def _numbers(request: Request, preset: Preset, refiner: Preset | None, size: tuple[int, int]) -> dict[str, object]:
+    """Sizes and scores for members that are told them; for others, there must be none."""
     if not isinstance(request, Prompted):
         return {}
-    numbers = next((c for c in preset.conditions if isinstance(c, told_by.Numbers)), None)
+    members = [preset] if refiner is None else [preset, refiner]
+    numbers = [c for member in members for c in member.conditions if isinstance(c, told_by.Numbers)]
+    told = {"aesthetic": any(c.aesthetic for c in numbers), "target_size": any(not c.aesthetic for c in numbers)}
     given = {name: value for name in _NUMBERS if (value := getattr(request, name)) is not None}
-    told = {"aesthetic": numbers is not None and numbers.aesthetic}
-    told |= {"target_size": numbers is not None and not numbers.aesthetic}
     for name in given:
         kind = next((kind for kind in told if name.endswith(kind)), None)
-        if numbers is None or (kind is not None and not told[kind]):
+        if not numbers or (kind is not None and not told[kind]):
             raise RequestError(f"{preset.name} is not told {name.replace('_', ' ')}: leave it out, or use an SDXL")
-    if numbers is None:
+    if not numbers:
         return {}
     default: dict[str, object] = {"original_size": size, "crop": (0, 0)}
-    if not numbers.aesthetic:
+    if told["target_size"]:
         default["target_size"] = size
     return {name: value for name, value in default.items() if name not in given}
+
+
+def _switch(request: Request, preset: Preset, refiner: Preset | None) -> dict[str, object]:
+    """Where a refiner goes on."""
+    if isinstance(request, Prompted) and refiner is not None:
+        return {"switch": SWITCH if request.switch is None else request.switch}
+    if refiner is not None:
+        raise RequestError(f"{request.task} has no prompt that a refiner could be told: leave out --refiner")
+    if isinstance(request, Prompted) and request.switch is not None:
+        raise RequestError(f"{preset.name} has none to hand over to at --switch {request.switch}: give a --refiner")
+    return {}
+
+
+def _unread(request: Request, preset: Preset) -> None:
+    """A prompt for a member that reads none would be left out without a word."""
+    if not isinstance(request, Prompted) or preset.words:
+        return
+    for name in ("prompt", "negative_prompt"):
+        if getattr(request, name) != "":
+            raise RequestError(f"{preset.name} reads no words: leave out the {name.replace('_', ' ')}")
 
 
 def _noise_level(request: Request, preset: Preset) -> dict[str, object]:

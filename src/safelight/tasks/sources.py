@@ -16,7 +16,7 @@ class Reading:
     """Take the running average that original training checkpoints carry beside the weights."""
     tokenizer: Path | None = None
     """A folder with vocab.json and merges.txt, for files that have none."""
-    vae: Path | None = None
+    vae: str | None = None
     """An autoencoder to use in place of the model's: a file of it alone or of a whole model, or a folder."""
     revision: str = "main"
     """Of a hub id: a branch, tag or commit."""

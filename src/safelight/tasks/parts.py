@@ -1,0 +1,72 @@
+"""A model's networks by part: all held in memory, or each brought when it is asked for and let go after its work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Self
+
+import torch
+from torch import nn
+
+from safelight.presets.preset import UNET
+
+Make = Callable[[], nn.Module]
+
+
+class Networks(Mapping[str, nn.Module]):
+    """Networks by the part that they play, in evaluation mode, without gradients.
+
+    What is asked for is there; `free` lets go of what can be brought again.
+    """
+
+    def __init__(
+        self, makers: Mapping[str, Make], device: torch.device, dtype: torch.dtype, *, frees: bool = False
+    ) -> None:
+        """Networks that are made when they are first asked for.
+
+        Args:
+            makers: what makes the network of a part, on the device and in the dtype.
+            frees: whether `free` lets go of them, to be made again.
+        """
+        self.device, self.dtype, self._frees = device, dtype, frees
+        self._makers = dict(makers)
+        self._held: dict[str, nn.Module] = {}
+
+    @classmethod
+    def of(cls, networks: Mapping[str, nn.Module]) -> Self:
+        """Networks that are there already, all on the device and in the dtype of the UNet: nothing is let go."""
+        weight = next(networks[UNET].parameters())
+        held = cls({}, weight.device, weight.dtype)
+        held._held = {part: _still(network) for part, network in networks.items()}
+        return held
+
+    def __getitem__(self, part: str) -> nn.Module:
+        if part not in self._held:
+            self._held[part] = _still(self._makers[part]())
+        return self._held[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._held, **self._makers})
+
+    def __len__(self) -> int:
+        return len({**self._held, **self._makers})
+
+    def __contains__(self, part: object) -> bool:  # Mapping's own would bring the network to see whether it is there
+        return part in self._held or part in self._makers
+
+    def bring(self) -> None:
+        """Make every network now."""
+        for part in self:
+            self[part]
+
+    def free(self, *, but: tuple[str, ...] = ()) -> None:
+        """Let go of every network, except those named, if that is how they are to be held."""
+        going = [part for part in self._held if self._frees and part not in but]
+        for part in going:
+            del self._held[part]
+        if going and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _still(network: nn.Module) -> nn.Module:
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,141 @@
+"""The one way from a request to steps: tell the networks, choose the sigmas, let a sampler walk the denoiser.
+
+What differs between tasks is where the walk starts, and what the networks are told (`told`).
+Shapes: B batch, C latent channels, h w latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from safelight.diffusion.denoiser import Denoise
+from safelight.diffusion.guidance import classifier_free, conditioned, keep_known
+from safelight.diffusion.noise import Noise
+from safelight.diffusion.samplers import SAMPLERS, Step, finish, start
+from safelight.errors import RequestError
+from safelight.presets.conditions import HiddenPicture
+from safelight.presets.preset import UNET
+from safelight.tasks import inputs
+from safelight.tasks.canvas import Canvas
+from safelight.tasks.drawn import drawn_on
+from safelight.tasks.handover import handed_over
+from safelight.tasks.member import Member
+from safelight.tasks.pictures import require_finite, to_pixels
+from safelight.tasks.request import Request
+from safelight.tasks.requests import ImageToImage, Inpaint, Prompted
+from safelight.tasks.resolve import needed, noise_levels
+from safelight.tasks.told import Teller
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A resolved request with all that its steps need."""
+
+    request: Request
+    levels: Tensor
+    """(n + 1,) sigmas."""
+    x: Tensor
+    """(B, C, h, w) where it starts."""
+    denoise: Denoise
+    noise: Noise
+    canvas: Canvas | None
+    """What inpainting draws on."""
+
+    def steps(self) -> Iterator[Step]:
+        """The sampler's steps.
+
+        Raises:
+            RequestError: a step is not finite.
+        """
+        with torch.inference_mode():
+            sampler = SAMPLERS[needed(self.request.sampler)].function
+            walk = sampler(self.denoise, self.x, self.levels, self.noise)
+        while True:
+            with torch.inference_mode():  # not around the yield: what the reader does is the reader's affair
+                step = next(walk, None)
+                if step is None:
+                    return
+                require_finite(step.x, f"step {step.index + 1}")
+            yield step
+
+    def end(self, x: Tensor) -> Tensor:
+        """The latent to decode, of the x after the last step."""
+        return finish(x, self.levels)
+
+
+@torch.inference_mode()
+def prepare(
+    member: Member, request: Request, prompts: Sequence[str] | None = None, refiner: Member | None = None
+) -> Walk:
+    """Everything up to the first step: pictures are encoded, conditions are told, noise is drawn.
+
+    Networks that are needed no more are let go.
+
+    Args:
+        request: resolved.
+        prompts: one for each picture of the batch; None: the request's for all.
+        refiner: who takes over at the request's `switch`.
+
+    Raises:
+        RequestError: the request lacks what the member must be told, or a picture cannot be read.
+    """
+    if prompts is not None and len(prompts) != request.batch:
+        raise RequestError(f"{len(prompts)} prompts for a batch of {request.batch}: give one per picture")
+    if prompts is None:
+        prompts = [request.prompt] if isinstance(request, Prompted) else []
+    levels = noise_levels(request, member.schedule)
+    canvas = drawn_on(request) if isinstance(request, Inpaint) else None
+    shape = member.latent_shape(needed(request.width), needed(request.height))
+    noise = Noise([needed(request.seed) + k for k in range(request.batch)], shape)
+    x, known = _first(member, request, noise().to(member.device), levels, canvas)
+    denoise = _told(member, request, noise, prompts, canvas)
+    member.networks.free(but=(UNET,))
+    if refiner is not None and isinstance(request, Prompted):
+        after = _told(refiner, request, noise, prompts, canvas)
+        refiner.networks.free()
+        denoise = handed_over(member, denoise, refiner, after, needed(request.switch))
+    if known is not None:
+        denoise = keep_known(denoise, *known)
+    return Walk(request, levels, x, denoise, noise, canvas)
+
+
+def _told(member: Member, request: Request, noise: Noise, prompts: Sequence[str], canvas: Canvas | None) -> Denoise:
+    """The member's network told of what the request says, under guidance."""
+    hidden = None if canvas is None else (canvas.picture(), canvas.hole())
+    teller = Teller(
+        member.preset, member.networks, member.tokenizers, member.to_latent, request, noise, prompts, hidden
+    )
+    told = teller.tell(member.device, member.dtype)
+    if told.uncond is None:
+        return conditioned(member.denoiser(), told.cond)
+    return classifier_free(member.denoiser(), told.cond, told.uncond, needed(request.guidance))
+
+
+def _first(
+    member: Member, request: Request, noise: Tensor, levels: Tensor, canvas: Canvas | None
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Where the walk starts (B, C, h, w), at noise, or at a picture under noise (Meng et al. 2022); and what of
+    the latent is known, (1, C, h, w), with a mask (1, 1, h, w) that is 1 there.
+    """
+    if not isinstance(request, ImageToImage):
+        return start(noise, levels), None
+    picture = _fitted(request) if canvas is None else canvas.picture()
+    latent = member.to_latent(to_pixels(picture))
+    forgets = request.strength == 1.0 and type(request) is not ImageToImage
+    x = start(noise, levels) if forgets else latent + noise * float(levels[0])
+    if canvas is None or any(isinstance(c, HiddenPicture) for c in member.preset.conditions):
+        return x, None
+    hole = inputs.numbers(canvas.hole()).to(latent.device) / 255
+    return x, (latent, 1 - F.adaptive_max_pool2d(hole, latent.shape[-2:]))
+
+
+def _fitted(request: ImageToImage) -> Image.Image:
+    """The picture started from, cut and scaled to the size that is drawn."""
+    size = (needed(request.width), needed(request.height))
+    return ImageOps.fit(inputs.picture(request, "image"), size, Image.Resampling.LANCZOS)
