@@ -10,6 +10,7 @@ its inpainting, and its churches (whose heads differ in width from level to leve
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +39,8 @@ from family_oracles import (
 )
 from golden_cases import agree
 from safelight.diffusion.samplers import finish
+from safelight.presets.preset import AUTOENCODER
+from safelight.tasks.model import Model
 from safelight.tasks.requests import (
     DepthToImage,
     ImageToImage,
@@ -216,6 +219,35 @@ def test_sdxl_refiner(member: Members, what: str, sampler: str, spacing: str) ->
     assert pipeline.config.requires_aesthetics_score
     theirs = pipeline(**told(image=[start] * BATCH, strength=0.8, generator=fresh(), **more)).images
     alike(f"sdxl-refiner, {what}, {sampler} {spacing}", both.model.draw(request, prompts=PROMPTS), theirs)
+
+
+@ways
+@pytest.mark.parametrize("switch", [None, 0.5])
+def test_hand_over_from_base_to_refiner(
+    member: Members, tmp_path: Path, switch: float | None, sampler: str, spacing: str
+) -> None:
+    """One picture by two models: theirs ends early, and begins with its latent."""
+    base, refiner = member("sdxl").model, member("sdxl-refiner").model
+    refiner = Model(refiner.preset, {**refiner.networks, AUTOENCODER: base.networks[AUTOENCODER]}, refiner.tokenizers)
+    refiner.save(tmp_path)
+    model = Model(base.preset, base.networks, base.tokenizers, refiner=refiner)
+    size = {"width": WIDTH, "height": HEIGHT}
+    request = TextToImage(**asked(sampler, spacing, steps=10, switch=switch, **size))
+    there = 0.8 if switch is None else switch
+    first = member("sdxl").theirs("StableDiffusionXLPipeline", sampler, spacing)
+    latents = first(
+        **told(num_inference_steps=10, latents=member("sdxl").noise(WIDTH, HEIGHT), **size),
+        denoising_end=there,
+        output_type="latent",
+    ).images
+    then = Both(refiner, tmp_path).theirs("StableDiffusionXLImg2ImgPipeline", sampler, spacing)
+    theirs = then(**told(num_inference_steps=10, image=latents, generator=fresh()), denoising_start=there).images
+    ours = model.draw(request, prompts=PROMPTS)
+    alike(f"sdxl to refiner at {there}, {sampler} {spacing}", ours, theirs)
+    alone = values(
+        Model(base.preset, base.networks, base.tokenizers).draw(request.changed(switch=None), prompts=PROMPTS)
+    )
+    assert (np.abs(alone - values(ours)) > 1).mean() > 0.1, "the refiner changed nothing"
 
 
 def hole() -> Image.Image:
