@@ -22,14 +22,29 @@ class Replay:
     def __init__(self, draws: Tensor) -> None:
         self.draws = draws
         self.used = 0
+        self.asked: list[tuple[float, float]] = []
+        """The noise levels between which noise was asked for."""
 
     def __call__(self) -> Tensor:
         self.used += 1
         return self.draws[self.used - 1]
 
+    def between(self, s: float, s_next: float) -> Tensor:
+        self.asked.append((s, s_next))
+        return self()
 
-def no_noise() -> Tensor:
-    raise AssertionError("this sampler must not draw noise")
+
+class NoNoise:
+    """A noise source for walks that need none."""
+
+    def __call__(self) -> Tensor:
+        raise AssertionError("this sampler must not draw noise")
+
+    def between(self, s: float, s_next: float) -> Tensor:
+        raise AssertionError("this sampler must not ask for noise")
+
+
+no_noise = NoNoise()
 
 
 def scheduler_network(x: Tensor, t: Tensor, cond: Conditioning | None) -> Tensor:

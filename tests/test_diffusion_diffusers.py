@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
 from diffusion_oracles import SD, close, formula_denoise, scheduler_network, walk
@@ -28,7 +37,27 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "ddim": lambda: DDIMScheduler(**CONFIG, set_alpha_to_one=False, clip_sample=False),
     "euler": lambda: EulerDiscreteScheduler(**CONFIG),
     "heun": lambda: HeunDiscreteScheduler(**CONFIG),
+    "lms": lambda: LMSDiscreteScheduler(**CONFIG),
+    "dpm_2": lambda: KDPM2DiscreteScheduler(**CONFIG),
+    "plms": lambda: PNDMScheduler(**CONFIG, set_alpha_to_one=False, skip_prk_steps=True),
+    "dpmpp_2m": lambda: DPMSolverMultistepScheduler(**CONFIG, use_karras_sigmas=True),
+    "unipc": lambda: UniPCMultistepScheduler(**CONFIG | {"timestep_spacing": "linspace"}),
 }
+SPACING: dict[str, str] = {"dpm_2": "leading", "unipc": "sgm_uniform_whole"}
+"""Where theirs, configured so, is not on what ours is registered with."""
+WHOLE = {"dpmpp_2m"}
+"""Their network hears whole timesteps at levels between them."""
+
+
+def ours(name: str, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
+    """A walk of ours from x over levels."""
+    denoise = formula_denoise(Schedule(SD), whole_t=name in WHOLE)
+    return finish(walk(SAMPLERS[name].function(denoise, x, levels, noise))[-1].x, levels)
+
+
+def levels_of(name: str, steps: int) -> Tensor:
+    entry = SAMPLERS[name]
+    return sigmas(Schedule(SD), steps, SPACING.get(name, entry.spacing), entry.ends_at)
 
 
 def theirs(name: str, steps: int, x: Tensor, strength: float = 1.0, x0: Tensor | None = None) -> Tensor:
@@ -53,22 +82,19 @@ def theirs(name: str, steps: int, x: Tensor, strength: float = 1.0, x0: Tensor |
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 20, 50, 200])
 def test_text_to_image(name: str, steps: int) -> None:
-    schedule, entry = Schedule(SD), SAMPLERS[name]
-    levels = sigmas(schedule, steps, entry.spacing, entry.ends_at)
-    noise = Noise([0, 1], (4, 8, 8))
+    if name == "plms" and steps == 1:
+        pytest.skip("diffusers leaves the second call of the first step out if that is the last")
+    levels, noise = levels_of(name, steps), Noise([0, 1], (4, 8, 8))
     first = noise()
-    last = walk(entry.function(formula_denoise(schedule), start(first, levels), levels, noise))[-1]
-    close(finish(last.x, levels), theirs(name, steps, first))
+    close(ours(name, start(first, levels), levels, noise), theirs(name, steps, first))
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in ("plms", "lms", "unipc")])
 @pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
 def test_image_to_image(name: str, strength: float) -> None:
-    schedule, entry, steps = Schedule(SD), SAMPLERS[name], 20
-    levels = tail(sigmas(schedule, steps, entry.spacing, entry.ends_at), strength)
-    noise = Noise([0, 1], (4, 8, 8))
+    steps = 20
+    levels, noise = tail(levels_of(name, steps), strength), Noise([0, 1], (4, 8, 8))
     first = noise()
     x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9))
-    x = x0 + first * levels[0]
-    last = walk(entry.function(formula_denoise(schedule), x, levels, noise))[-1]
-    close(finish(last.x, levels), theirs(name, steps, first, strength, x0))
+    got = ours(name, x0 + first * levels[0], levels, noise)
+    close(got, theirs(name, steps, first, strength, x0))

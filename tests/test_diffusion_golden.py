@@ -1,13 +1,15 @@
-"""Whole walks against recorded ones of k-diffusion, latent diffusion, generative-models and diffusers.
+"""Whole walks against recorded ones of k-diffusion, latent diffusion and generative-models.
 
 Tolerances are 1e-5 of the size of the latent, unless said.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +18,6 @@ from diffusion_oracles import (
     SD,
     Replay,
     close,
-    formula_denoise,
     k_denoise,
     ldm_network,
     no_noise,
@@ -28,20 +29,29 @@ from safelight.diffusion import sigmas as room
 from safelight.diffusion.denoiser import Denoise, Denoiser, Prediction
 from safelight.diffusion.guidance import classifier_free, conditioned, keep_known
 from safelight.diffusion.samplers import (
+    SAMPLERS,
     Churn,
     SampleFunction,
     ddim,
     ddpm,
+    dpm_2,
+    dpm_2_a,
+    dpm_fast,
     dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s_a,
+    dpmpp_3m_sde,
+    dpmpp_sde,
     euler,
     euler_a,
     finish,
     heun,
     lms,
+    plms,
     start,
 )
 from safelight.diffusion.schedule import Schedule, ScheduleConfig
-from safelight.diffusion.sigmas import Spacing, exponential, karras, leading, linspace, sigmas, trailing
+from safelight.diffusion.sigmas import Spacing, leading, sigmas
 from safelight.doors import Conditioning
 
 SCHEDULE = Schedule(SD)
@@ -58,6 +68,12 @@ SCHEDULE = Schedule(SD)
         ("heun", heun),
         ("lms", lms),
         ("dpmpp_2m", dpmpp_2m),
+        ("dpm_2", dpm_2),
+        ("dpm_2_ancestral", dpm_2_a),
+        ("dpmpp_2s_ancestral", dpmpp_2s_a),
+        ("dpmpp_sde", dpmpp_sde),
+        ("dpmpp_2m_sde_midpoint", dpmpp_2m_sde),
+        ("dpmpp_3m_sde", dpmpp_3m_sde),
     ],
 )
 def test_k_diffusion(case: str, sampler: SampleFunction) -> None:
@@ -65,6 +81,10 @@ def test_k_diffusion(case: str, sampler: SampleFunction) -> None:
     noise = Replay(data["noise"]) if "noise" in data else no_noise
     steps = walk(sampler(k_denoise, data["x"], data["sigmas"], noise))
     assert len(steps) == len(data["sigmas"]) - 1
+    if isinstance(noise, Replay):
+        assert noise.used == len(data["noise"])
+        asked = torch.tensor(noise.asked, dtype=torch.float64).view(-1, 2)
+        torch.testing.assert_close(asked, data["noise_sampler_args_sigma_from_to"][: len(asked)], rtol=1e-5, atol=0)
     for step, before, denoised in zip(
         steps, [*data["x_at_callback"][1:], data["out"]], data["denoised_at_callback"], strict=True
     ):
@@ -73,6 +93,19 @@ def test_k_diffusion(case: str, sampler: SampleFunction) -> None:
     for k, step in enumerate(steps):
         assert step.index == k
         assert (step.sigma, step.sigma_next) == tuple(data["sigmas"][k : k + 2].tolist())
+
+
+def test_k_diffusion_dpm_fast() -> None:
+    data, about = golden("k_diffusion/dpm_fast"), meta("k_diffusion/dpm_fast")["kwargs"]
+    ends = (math.log(about["sigma_max"]), math.log(about["sigma_min"]))
+    levels = torch.linspace(*ends, about["n"] + 1, dtype=torch.float64).exp()
+    steps = walk(dpm_fast(k_denoise, data["x"], levels, no_noise))
+    assert len(steps) == len(data["x_at_callback"]) == SAMPLERS["dpm_fast"].count(levels.tolist())
+    for step, before, denoised in zip(
+        steps, [*data["x_at_callback"][1:], data["out"]], data["denoised_at_callback"], strict=True
+    ):
+        close(step.x, before, what=f"x after step {step.index}")
+        close(step.denoised, denoised, what=f"denoised of step {step.index}")
 
 
 def test_k_diffusion_churn() -> None:
@@ -130,6 +163,37 @@ def test_latent_diffusion_ddim(case: str, run: Callable[[str], None]) -> None:
     run(case)
 
 
+@pytest.mark.parametrize(("case", "scale"), [("plms_10", 1.0), ("plms_10_cfg5", 5.0)])
+def test_latent_diffusion_plms(case: str, scale: float) -> None:
+    ldm_walk(case, plms, scale=scale)
+
+
+@pytest.mark.parametrize("case", ["dpm_solver_5_eps", "dpm_solver_10_eps", "dpm_solver_15_v"])
+def test_latent_diffusion_dpm_solver(case: str) -> None:
+    """DPM-Solver++(2M) over evenly spaced timesteps from 999 to 0, between which they make log(alpha) linear."""
+    data, about = golden(f"samplers_ldm/{case}"), meta(f"samplers_ldm/{case}")
+    steps = about["steps"]
+    t = np.linspace(999, 0, steps + 1)
+    log_alphas = np.interp(t, np.arange(1000), 0.5 * SCHEDULE.alphas_cumprod.log().numpy())
+    levels = torch.from_numpy(np.expm1(-2 * log_alphas) ** 0.5)
+    cond, uncond = Conditioning(context=data["cond"]), Conditioning(context=data["uncond"])
+
+    def heard(x: Tensor, _: Tensor, told: Conditioning) -> Tensor:
+        # Theirs is told the timestep that the level was made from, not the one that ours finds for it.
+        return ldm_network(x, torch.full((len(x),), float(t[len(asked) - 1])), told)
+
+    asked: list[float] = []
+    guided = classifier_free(Denoiser(heard, SCHEDULE, about["parameterization"]), cond, uncond, about["guidance"])
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(float(sigma))
+        return guided(x, sigma)
+
+    steps_taken = walk(dpmpp_2m(denoise, start(data["x_T"], levels), levels, no_noise, lower_order_final=steps < 15))
+    assert asked == levels[:-1].tolist()
+    close(finish(steps_taken[-1].x, levels), data["out"])
+
+
 def test_latent_diffusion_ddim_with_a_mask() -> None:
     """In the hole. What is kept, we answer exactly; they leave the last step of it to the network."""
     data = golden("samplers_ldm/ddim_10_inpaint_mask")
@@ -142,6 +206,19 @@ def test_latent_diffusion_ddim_with_a_mask() -> None:
         close(finish(step.x, torch.tensor([step.sigma_next]))[hole], x[hole], what=f"step {step.index}")
     kept = ~hole
     close(steps[-1].denoised[kept], data["x0"][kept], 1e-7)
+
+
+def test_latent_diffusion_ddim_with_a_mask_step_by_step() -> None:
+    """All of it, if what is kept is put under the recorded noise between steps of ours, as theirs does."""
+    data = golden("samplers_ldm/ddim_10_inpaint_mask")
+    levels = sigmas(SCHEDULE, 10, "leading", ends_at="first")
+    denoise = conditioned(Denoiser(ldm_network, SCHEDULE, "eps"), Conditioning(context=data["cond"]))
+    x = start(data["x_T"], levels)
+    for k, (q_noise, expected) in enumerate(zip(data["q_noise"], data["x_inter"][1:], strict=True)):
+        x = torch.lerp(x, data["x0"] + levels[k] * q_noise, data["mask"])
+        (step,) = ddim(denoise, x, levels[k : k + 2], no_noise)
+        x = step.x
+        close(finish(x, levels[: k + 2]), expected, what=f"step {k}")
 
 
 @pytest.mark.parametrize("case", ["ddpm_20", "ddpm_20_clip", "ddpm_20_x0"])
@@ -161,112 +238,54 @@ def test_latent_diffusion_ddpm(case: str) -> None:
 # generative-models
 
 
+def sgm_denoise(data: dict[str, Tensor], scale: float, prediction: Prediction = "eps") -> Denoise:
+    """The recorded network under guidance."""
+    cond = Conditioning(context=data["c_crossattn"], vector=data["c_vector"])
+    denoiser = Denoiser(sgm_network, SCHEDULE, prediction)
+    if scale == 1.0:
+        return conditioned(denoiser, cond)
+    return classifier_free(denoiser, cond, Conditioning(context=data["uc_crossattn"], vector=data["uc_vector"]), scale)
+
+
 @pytest.mark.parametrize(
     ("case", "sampler"),
-    [("euler_edm", euler), ("euler_ancestral", euler_a), ("lms", lms), ("dpmpp2m", dpmpp_2m)],
+    [
+        ("euler_edm", euler),
+        ("euler_ancestral", euler_a),
+        ("lms", lms),
+        ("dpmpp2m", dpmpp_2m),
+        ("dpmpp2s_ancestral", dpmpp_2s_a),
+        ("euler_ancestral_1step_identity", euler_a),
+    ],
 )
 def test_generative_models(case: str, sampler: SampleFunction) -> None:
     data, about = golden(f"sgm/{case}"), meta(f"sgm/{case}")
-    levels = sigmas(SCHEDULE, 10, partial(room.sgm_uniform, rounding="down"))
+    levels = sigmas(SCHEDULE, about["steps"], partial(room.sgm_uniform, rounding="down"))
     torch.testing.assert_close(levels, data["sigmas"], rtol=2e-6, atol=0)
     prediction: Prediction = "v" if about["scaling"] == "VScaling" else "eps"
-    denoise = classifier_free(
-        Denoiser(sgm_network, SCHEDULE, prediction),
-        Conditioning(context=data["c_crossattn"], vector=data["c_vector"]),
-        Conditioning(context=data["uc_crossattn"], vector=data["uc_vector"]),
-        about["guidance"],
-    )
+    denoise = sgm_denoise(data, 1.0 if about["guidance"] == "identity" else about["guidance"], prediction)
     noise = Replay(data["noise"]) if "noise" in data else no_noise
     steps = walk(sampler(denoise, start(data["x_T"], levels), levels, noise))
     close(steps[-1].x, data["out"])
 
 
-# diffusers
+def test_generative_models_between_the_levels_of_its_network() -> None:
+    """Sigmas of EDM, which are not the network's own: theirs is asked for the answer at the nearest that is."""
+    data, about = golden("sgm/euler_edm_edmdisc"), meta("sgm/euler_edm_edmdisc")
+    plain = sgm_denoise(data, about["guidance"])
 
+    def nearest(x: Tensor, sigma: Tensor) -> Tensor:
+        known = SCHEDULE.sigmas.float()
+        return plain(x, known[(known - sigma).abs().argmin()])
 
-def outer_karras(schedule: Schedule, steps: int) -> Tensor:
-    """karras over the levels of the leading spacing, as diffusers' Euler has it."""
-    ends = leading(schedule, steps)
-    return karras(schedule, steps, low=float(ends[-1]), high=float(ends[0]))
-
-
-def leading_of_one_more(schedule: Schedule, steps: int) -> Tensor:
-    """diffusers' DPM-Solver++ spaces one timestep more than it needs, and leaves the lowest out."""
-    return leading(schedule, steps + 1)[:-1]
-
-
-SGM_NEAREST = partial(room.sgm_uniform, rounding="nearest")
-VARIANCE_PRESERVING: dict[str, tuple[SampleFunction, Spacing, room.EndsAt]] = {
-    "ddim_sd": (ddim, leading, "first"),
-    "ddim_sd_eta1": (partial(ddim, eta=1.0), leading, "first"),
-    "ddim_v_sd2": (ddim, leading, "first"),
-    "ddim_ldm_0195": (ddim, partial(leading, offset=0), "zero"),
-    "ddim_set_alpha_to_one_offset0": (ddim, partial(leading, offset=0), "zero"),
-    "ddpm_sd": (ddpm, partial(leading, offset=0), "zero"),
-    "ddpm_v": (ddpm, partial(leading, offset=0), "zero"),
-    "ddpm_squaredcos": (ddpm, partial(leading, offset=0), "zero"),
-    "ddpm_fixed_large": (partial(ddpm, variance="large"), partial(leading, offset=0), "zero"),
-    "dpmpp_2m_linspace": (dpmpp_2m, SGM_NEAREST, "zero"),
-    "dpmpp_2m_euler_final": (dpmpp_2m, SGM_NEAREST, "zero"),
-    "dpmpp_2m_leading": (dpmpp_2m, leading_of_one_more, "zero"),
-    "dpmpp_2m_karras": (dpmpp_2m, karras, "zero"),
-    "dpmpp_2m_lu": (dpmpp_2m, exponential, "zero"),
-}
-SIGMA_SPACE: dict[str, tuple[SampleFunction, Spacing]] = {
-    "euler_leading": (euler, leading),
-    "euler_linspace": (euler, linspace),
-    "euler_trailing": (euler, trailing),
-    "euler_sdxl_base": (euler, leading),
-    "euler_karras": (euler, outer_karras),
-    "euler_exponential": (euler, exponential),
-    "euler_ancestral_leading": (euler_a, leading),
-    "euler_ancestral_linspace": (euler_a, linspace),
-    "euler_ancestral_trailing": (euler_a, trailing),
-    "heun": (heun, leading),
-    "lms": (lms, leading),
-}
-
-
-def scheduler_case(case: str) -> tuple[dict[str, Tensor], Schedule, Prediction, bool]:
-    """(arrays, schedule, prediction, whether the network hears whole timesteps) of a recorded scheduler."""
-    config = meta(f"diffusers_schedulers/{case}")["config"]
-    if config["beta_schedule"] == "squaredcos_cap_v2":
-        schedule = Schedule(ScheduleConfig("cosine"))
-    else:
-        schedule = Schedule(ScheduleConfig("scaled_linear", config["beta_start"], config["beta_end"]))
-    kinds: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-    prediction = kinds[config.get("prediction_type", "epsilon")]
-    return golden(f"diffusers_schedulers/{case}"), schedule, prediction, case.startswith("dpmpp")
-
-
-@pytest.mark.parametrize("case", VARIANCE_PRESERVING)
-def test_diffusers_schedulers_of_unit_variance(case: str) -> None:
-    sampler, spacing, ends_at = VARIANCE_PRESERVING[case]
-    data, schedule, prediction, whole_t = scheduler_case(case)
-    levels = sigmas(schedule, 10, spacing, ends_at)
-    plain = formula_denoise(schedule, prediction, whole_t)
-    clipped = meta(f"diffusers_schedulers/{case}")["config"].get("clip_sample", False)
-    denoise: Denoise = (lambda x, s: plain(x, s).clamp(-1, 1)) if clipped else plain
-    noise = Replay(data["noise"]) if "noise" in data else no_noise
-    steps = walk(sampler(denoise, start(data["x_T"], levels), levels, noise))
-    for step, x in zip(steps, data["trajectory"][1:], strict=True):
-        close(finish(step.x, torch.tensor([step.sigma_next])), x, what=f"step {step.index}")
-    close(finish(steps[-1].x, levels), data["out"])
-
-
-@pytest.mark.parametrize("case", SIGMA_SPACE)
-def test_diffusers_schedulers_in_sigma_space(case: str) -> None:
-    sampler, spacing = SIGMA_SPACE[case]
-    data, schedule, prediction, whole_t = scheduler_case(case)
-    levels = sigmas(schedule, 10, spacing)
-    x = data["x_T"] * data["init_noise_sigma_10"]
-    if meta(f"diffusers_schedulers/{case}")["config"].get("timestep_spacing") == "leading":
-        close(start(data["x_T"], levels), x)  # elsewhere diffusers leaves out the variance of the latent
-    noise = Replay(data["noise"]) if "noise" in data else no_noise
-    steps = walk(sampler(formula_denoise(schedule, prediction, whole_t), x.float(), levels, noise))
-    recorded = data["trajectory"][1:]
-    if case == "heun":  # recorded at every call of the network: two a step, one in the last
-        recorded = torch.cat([recorded[1::2], recorded[-1:]])
-    for step, expected in zip(steps, recorded, strict=True):
-        close(step.x, expected, what=f"step {step.index}")
+    levels = data["sigmas"]
+    steps = walk(euler(nearest, start(data["x_T"], levels), levels, no_noise))
     close(steps[-1].x, data["out"])
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_generative_models_turbo(steps: int) -> None:
+    data = golden(f"sgm/turbo_substep_{steps}")
+    levels = sigmas(SCHEDULE, steps, "turbo")
+    walked = walk(euler_a(sgm_denoise(data, 1.0), start(data["x_T"], levels), levels, Replay(data["noise"])))
+    close(walked[-1].x, data["out"])
