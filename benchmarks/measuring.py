@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,6 +54,14 @@ def ratio(ours: Times, theirs: Times) -> str:
     ratios = [a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
     low, middle, high = quantiles(ratios, n=4)
     return f"{middle:9.3f}     ({low:.3f} to {high:.3f})"
+
+
+def run(code: str, *arguments: str) -> str:
+    """The last line that a process of this Python prints, which has memory of its own."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"a process failed:\n{done.stderr}")
+    return done.stdout.strip().splitlines()[-1]
 
 
 def print_machine(*packages: str) -> None:

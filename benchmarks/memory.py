@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from measuring import print_machine
+from measuring import print_machine, run
 
 MAKE = """
 import sys
@@ -77,14 +75,6 @@ loaded, seconds = peak(), time.perf_counter() - started
 {draw}
 print(json.dumps({{"loaded": loaded - before, "drawn": peak() - before, "seconds": seconds}}))
 """
-
-
-def run(code: str, *arguments: str) -> str:
-    """The last line that a process of this Python prints."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        sys.exit(f"a process failed:\n{done.stderr}")
-    return done.stdout.strip().splitlines()[-1]
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,25 @@ def same(a: dict[str, dict[str, Tensor]], b: dict[str, dict[str, Tensor]]) -> bo
         and all(a[part][k].dtype == b[part][k].dtype and torch.equal(a[part][k], b[part][k]) for k in a[part])
         for part in a
     )
+
+
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32"}
+
+
+def sparse_file(path: Path, tensors: Mapping[str, Tensor], ones: tuple[str, ...] = ()) -> None:
+    """A safetensors file of tensors that have no numbers: all are 0, and take no room on the disk.
+
+    ones: the names of tensors of one number that are 1 instead.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    end = 0
+    for key, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
+        entries[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+        for key in {*ones} & entries.keys():
+            file.seek(8 + len(text) + entries[key]["data_offsets"][0])
+            file.write(struct.pack("<f", 1.0))

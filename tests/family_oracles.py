@@ -32,7 +32,8 @@ from toy_family import toy_model
 
 SEED, STEPS = 11, 4
 SHORT = "a red apple"
-LONG = "a small red apple to the left of a dog on a blue background, " * 3  # of one token a letter: 183, not 75
+LONG = "a small red apple to the left of a dog on a blue background"
+"""Of one token a letter: 48, a whole chunk but a few. Theirs cuts what is longer, ours reads it in chunks."""
 PROMPTS, NEGATIVE = (SHORT, LONG), "ugly, é"
 BATCH = len(PROMPTS)
 

@@ -75,10 +75,14 @@ def test_what_is_no_autoencoder_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_an_original_unclip_file_lacks_the_statistics_of_embeddings() -> None:
     model = toy_model(PRESETS["unclip-l"])
-    parts = {part: dict(network.state_dict()) for part, network in model.networks.items()}
-    written = original.layout(model.preset).save(parts)
+    written = original.save(model.preset, model.weights())
+    for name in original.STATISTICS.values():
+        del written[name]
     back, _ = original.layout(model.preset, written).load(written, "x")
-    assert Checkpoint(model.preset, back).absent() == ["normalizer"]
+    checkpoint = Checkpoint(model.preset, back)
+    assert checkpoint.absent() == ["normalizer"]
+    with pytest.raises(ModelFileError, match="no normalizer in it: give one by --normalizer"):
+        checkpoint.require_whole()
 
 
 def test_a_folder_becomes_an_original_file_with_the_same_numbers(tmp_path: Path) -> None:

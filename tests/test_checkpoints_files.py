@@ -209,7 +209,7 @@ def test_what_is_no_weights_file_is_said_to_be_what_it_is(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
-    for content in ({}, {"epoch": 3}, [torch.ones(2)], torch.ones(2), 7):
+    for content in ({}, {"epoch": 3}, [2.0], torch.ones(2), 7):
         torch.save(content, tmp_path / "x.pt")
         assert "no weights" in refused(tmp_path / "x.pt")
 

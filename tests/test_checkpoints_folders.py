@@ -16,18 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from checkpoint_cases import same
-from folder_cases import (
-    CLIP_WORDS,
-    MEMBERS,
-    REFUSED,
-    SIZES,
-    WRITTEN,
-    edit,
-    filled,
-    plain,
-    small,
-    without_habits,
-)
+from folder_cases import REFUSED, WRITTEN, edit, plain, without_habits
 from golden_cases import agree
 from safelight.checkpoints import Checkpoint, read, write_folder
 from safelight.checkpoints.folder import descriptions
@@ -53,6 +42,7 @@ from safelight.presets.conditions import (
     Words,
 )
 from safelight.presets.preset import AUTOENCODER, UNET
+from toy_family import CLIP_WORDS, SIZE_WIDTH, filled, toy_preset
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -63,9 +53,9 @@ ORACLES = [name for name in WRITTEN if name not in ("sd2-v", "sd-turbo", "sdxl-t
 # Every member, both ways
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_member_is_written_and_read_back_or_refused_by_name(tmp_path: Path, name: str) -> None:
-    made = filled(small(PRESETS[name]))
+    made = filled(toy_preset(PRESETS[name]))
     if name in REFUSED:
         with pytest.raises(ModelFileError, match=REFUSED[name]) as caught:
             write_folder(tmp_path / "x", made)
@@ -88,7 +78,7 @@ def test_a_member_is_written_and_read_back_or_refused_by_name(tmp_path: Path, na
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ORACLES)
 def test_diffusers_reads_what_we_write_and_we_read_what_it_writes(tmp_path: Path, name: str) -> None:
-    made = filled(small(PRESETS[name]))
+    made = filled(toy_preset(PRESETS[name]))
     write_folder(tmp_path / "ours", made)
     pipeline = getattr(diffusers, WRITTEN[name]).from_pretrained(tmp_path / "ours")
     places = {p.folder: p.part for p in PIPELINES[WRITTEN[name]].places if p.part in made.parts}
@@ -118,7 +108,8 @@ def agree_in_numbers(pipeline: Any, made: Checkpoint) -> None:
         return torch.randn(shape, generator=generator)
 
     config, t = preset.unet, torch.tensor([500.0])
-    x = randn(1, config.in_channels, 16, 16)
+    side = max(16, 2 ** (len(config.channels) - 1))
+    x = randn(1, config.in_channels, side, side)
     context = None if config.context_width is None else randn(1, 5, config.context_width)
     vector, told = None, {} if context is None else {"encoder_hidden_states": context}
     if config.classes is not None:
@@ -127,8 +118,8 @@ def agree_in_numbers(pipeline: Any, made: Checkpoint) -> None:
     elif config.size_width is not None:
         assert config.vector_width is not None
         count = 5 if any(isinstance(c, Numbers) and c.aesthetic for c in preset.conditions) else 6
-        pooled, sizes = randn(1, config.vector_width - count * SIZES), torch.arange(count) * 10.0
-        vector = torch.cat([pooled, sinusoids(sizes, SIZES).reshape(1, -1)], dim=1)
+        pooled, sizes = randn(1, config.vector_width - count * SIZE_WIDTH), torch.arange(count) * 10.0
+        vector = torch.cat([pooled, sinusoids(sizes, SIZE_WIDTH).reshape(1, -1)], dim=1)
         told["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes[None]}
     elif config.vector_width is not None:
         vector = randn(1, config.vector_width)
@@ -177,7 +168,7 @@ def network_of(made: Checkpoint, part: str) -> Any:
 
 
 def test_a_folder_written_in_half_precision_and_in_shards_by_diffusers_is_read(tmp_path: Path) -> None:
-    made = filled(small(PRESETS["sdxl"]))
+    made = filled(toy_preset(PRESETS["sdxl"]))
     write_folder(tmp_path / "ours", made)
     pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(tmp_path / "ours")
     pipeline.to(torch.float16)
@@ -245,7 +236,9 @@ def test_a_folder_written_in_half_precision_and_in_shards_by_diffusers_is_read(t
         ("ldm-celeba", "vqvae/config.json", {"norm_type": "spatial"}, "norm_type"),
         ("ldm-celeba", "vqvae/config.json", {"up_block_types": ["AttnUpDecoderBlock2D"] * 3}, "up_block_types"),
         ("ldm-celeba", "unet/config.json", {"attention_head_dim": 5}, "attention_head_dim"),
-        ("ldm-celeba", "unet/config.json", {"flip_sin_to_cos": False}, "flip_sin_to_cos"),
+        ("ldm-celeba", "unet/config.json", {"freq_shift": 2}, "freq_shift"),
+        ("ldm-celeba", "unet/config.json", {"downsample_padding": True}, "downsample_padding"),
+        ("ldm-celeba", "unet/config.json", {"flip_sin_to_cos": 1}, "flip_sin_to_cos"),
         ("ldm-celeba", "unet/config.json", {"downsample_type": "resnet"}, "downsample_type"),
         ("ldm-celeba", "unet/config.json", {"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups"),
         ("ddpm", "unet/config.json", {"num_class_embeds": 10}, "num_class_embeds"),
@@ -255,7 +248,7 @@ def test_a_folder_written_in_half_precision_and_in_shards_by_diffusers_is_read(t
 def test_what_does_not_fit_is_one_line_with_file_and_field(
     tmp_path: Path, name: str, file: str, changes: dict[str, object], said: str
 ) -> None:
-    write_folder(tmp_path / "x", filled(small(PRESETS[name])))
+    write_folder(tmp_path / "x", filled(toy_preset(PRESETS[name])))
     (tmp_path / "x/safelight.json").unlink()
     edit(tmp_path / "x" / file, **changes)
     with pytest.raises(ModelFileError) as caught:
@@ -266,10 +259,10 @@ def test_what_does_not_fit_is_one_line_with_file_and_field(
 
 
 def test_the_folder_must_be_what_it_is_said_to_be(tmp_path: Path) -> None:
-    preset = small(PRESETS["sdxl"])
+    preset = toy_preset(PRESETS["sdxl"])
     write_folder(tmp_path / "x", filled(preset))
     edit(tmp_path / "x/model_index.json", force_zeros_for_empty_prompt=False)
-    with pytest.raises(ModelFileError, match=r"model_index\.json does not fit the preset small-sdxl: zeros is False"):
+    with pytest.raises(ModelFileError, match=r"model_index\.json does not fit the preset sdxl: zeros is False"):
         read(tmp_path / "x")
     edit(tmp_path / "x/model_index.json", force_zeros_for_empty_prompt=True)
     with pytest.raises(ModelFileError, match=r"does not fit the preset sd1: the list of networks is .*text_2"):
@@ -282,7 +275,7 @@ def test_the_folder_must_be_what_it_is_said_to_be(tmp_path: Path) -> None:
 
 
 def test_the_upscalers_latent_scale_is_its_pipelines(tmp_path: Path) -> None:
-    made = filled(small(PRESETS["x4-upscaler"]))
+    made = filled(toy_preset(PRESETS["x4-upscaler"]))
     with pytest.raises(ModelFileError, match=r"StableDiffusionUpscalePipeline knows no latent scale but 0\.08333"):
         write_folder(tmp_path / "x", replace(made, preset=replace(made.preset, latent_scale=0.5)))
     write_folder(tmp_path / "x", made)
@@ -292,7 +285,7 @@ def test_the_upscalers_latent_scale_is_its_pipelines(tmp_path: Path) -> None:
 
 
 def test_a_vq_autoencoder_whose_file_says_no_scale_has_none(tmp_path: Path) -> None:
-    write_folder(tmp_path / "x", filled(small(PRESETS["ldm-celeba"])))
+    write_folder(tmp_path / "x", filled(toy_preset(PRESETS["ldm-celeba"])))
     (tmp_path / "x/safelight.json").unlink()
     config = json.loads((tmp_path / "x/vqvae/config.json").read_text())
     del config["scaling_factor"]
@@ -301,7 +294,7 @@ def test_a_vq_autoencoder_whose_file_says_no_scale_has_none(tmp_path: Path) -> N
 
 
 def test_a_kl_autoencoder_that_is_wider_inside_is_refused_on_writing(tmp_path: Path) -> None:
-    preset = small(PRESETS["sd1"])
+    preset = toy_preset(PRESETS["sd1"])
     assert preset.autoencoder is not None
     preset = replace(preset, autoencoder=replace(preset.autoencoder, inner_channels=6))
     with pytest.raises(ModelFileError, match="diffusers has no KL autoencoder with 6 channels inside and 4"):
@@ -309,7 +302,7 @@ def test_a_kl_autoencoder_that_is_wider_inside_is_refused_on_writing(tmp_path: P
 
 
 def test_a_unet_with_a_context_and_residual_blocks_between_levels_is_refused_on_writing(tmp_path: Path) -> None:
-    preset = small(PRESETS["sd1"])
+    preset = toy_preset(PRESETS["sd1"])
     preset = replace(preset, unet=replace(preset.unet, resnet_resampling=True))
     with pytest.raises(ModelFileError, match="diffusers has no UNet with a context and residual blocks"):
         write_folder(tmp_path / "x", filled(preset))
@@ -324,7 +317,7 @@ def test_a_pipeline_is_of_the_right_sampler() -> None:
 
 
 def test_a_given_vocabulary_does_not_change_what_prompts_are_filled_up_with(tmp_path: Path) -> None:
-    made = filled(small(PRESETS["sdxl"]))
+    made = filled(toy_preset(PRESETS["sdxl"]))
     write_folder(tmp_path / "x", made)
     CLIP_WORDS.write(tmp_path / "words")
     found = read(tmp_path / "x", tokenizer=tmp_path / "words")
@@ -333,14 +326,14 @@ def test_a_given_vocabulary_does_not_change_what_prompts_are_filled_up_with(tmp_
 
 
 def test_inpainting_pipelines_hold_plain_networks_too(tmp_path: Path) -> None:
-    made = filled(small(PRESETS["sd1"]))
+    made = filled(toy_preset(PRESETS["sd1"]))
     write_folder(tmp_path / "x", made)
     edit(tmp_path / "x/model_index.json", _class_name="StableDiffusionInpaintPipeline")
     assert read(tmp_path / "x").preset == made.preset
 
 
 def test_a_pipeline_of_pictures_is_written_with_what_its_member_was_taught_of_noise(tmp_path: Path) -> None:
-    made = filled(small(PRESETS["x4-upscaler"]))
+    made = filled(toy_preset(PRESETS["x4-upscaler"]))
     write_folder(tmp_path / "x", made)
     index = json.loads((tmp_path / "x/model_index.json").read_text())
     [small_picture] = [c for c in made.preset.conditions if isinstance(c, SmallPicture)]
@@ -348,7 +341,7 @@ def test_a_pipeline_of_pictures_is_written_with_what_its_member_was_taught_of_no
 
 
 def test_a_large_model_that_inpaints_has_its_pipeline(tmp_path: Path) -> None:
-    preset = small(PRESETS["sdxl"])
+    preset = toy_preset(PRESETS["sdxl"])
     preset = replace(preset, unet=replace(preset.unet, in_channels=9), conditions=(*preset.conditions, HiddenPicture()))
     made = filled(preset)
     write_folder(tmp_path / "x", made)
@@ -358,7 +351,7 @@ def test_a_large_model_that_inpaints_has_its_pipeline(tmp_path: Path) -> None:
 
 
 def test_old_names_of_attention_over_positions_are_read(tmp_path: Path) -> None:
-    made = filled(small(PRESETS["ldm-celeba"]))
+    made = filled(toy_preset(PRESETS["ldm-celeba"]))
     write_folder(tmp_path / "x", made)
     assert made.preset.autoencoder is not None
     for file, layout in (

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoint_cases import toy_checkpoint
-from folder_cases import filled, small
 from safelight.checkpoints import write_folder
 from safelight.checkpoints.hub import is_hub_id
 from safelight.presets import PRESETS
+from toy_family import filled, toy_preset
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -179,7 +179,7 @@ def test_a_model_is_downloaded_once_with_only_the_files_that_are_needed(hub: Hub
 
 
 def test_what_is_downloaded_is_what_the_pipeline_has(hub: Hub, tmp_path: Path) -> None:
-    made = filled(small(PRESETS["unclip-l"]))
+    made = filled(toy_preset(PRESETS["unclip-l"]))
     model = hub.root / "toy/varying"
     write_folder(model, made)
     total = sum(t.numel() for part in made.parts.values() for t in part.values())

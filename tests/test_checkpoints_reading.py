@@ -220,7 +220,7 @@ def test_absent_fields_have_diffusers_defaults(tmp_path: Path) -> None:
         {"time_embedding_type": "fourier"},
         {"conv_in_kernel": 1},
         {"act_fn": "gelu"},
-        {"norm_eps": 1e-6},
+        {"norm_eps": "small"},
         {"down_block_types": ["AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]},
         {"up_block_types": ["UpBlock2D", "UpBlock2D", "UpBlock2D"]},
         {"block_out_channels": []},
@@ -458,6 +458,8 @@ def test_diffusers_reads_what_we_write_and_we_read_what_diffusers_writes(tmp_pat
 def test_diffusers_accepts_every_scheduler_that_is_written(tmp_path: Path, sampler: str) -> None:
     library = pytest.importorskip("diffusers")
     content = configs.schedule_json(replace(TOY.preset, sampler=sampler))
+    if content["_class_name"] == "DPMSolverSDEScheduler":
+        pytest.importorskip("torchsde")
     scheduler = getattr(library, str(content["_class_name"])).from_config(content)
     unknown = content.keys() - scheduler.config.keys() - {"_class_name"}
     assert unknown <= {"steps_offset"}, f"{unknown} mean nothing to {content['_class_name']}"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import toy_family
 from safelight.cli import main
 from safelight.diffusion.names import SAMPLER_NAMES, SPACING_NAMES
 from safelight.diffusion.samplers import SAMPLERS
@@ -94,9 +95,22 @@ def test_json_is_one_object_with_the_resolved_request(folder: str, capsys: pytes
     assert result["model"]["name"] == "toy"
 
 
-def test_what_the_model_cannot_read_is_said(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run("txt2img", "x" * 80, "--model", folder, *BASIC)
+def test_what_the_model_cannot_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy_family.toy_model(PRESETS["ldm-text"]).save(tmp_path / "bert")
+    run("txt2img", "x " * 80, "--model", str(tmp_path / "bert"), "--seed", "1")
     assert capsys.readouterr().err.startswith("note: the last 5 tokens of the prompt are not read")
+
+
+def test_a_list_of_prompts_is_drawn_one_after_the_other(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("list.txt").write_text("# fruit\na red apple\n\na green pear\n")
+    run("txt2img", "--prompts", "list.txt", "--model", folder, *BASIC, "--output", "out.png")
+    assert capsys.readouterr().out.split() == ["out-0.png", "out-1.png"]
+    run("txt2img", "a green pear", "--model", folder, *BASIC, "--output", "alone.png")
+    assert Path("alone.png").read_bytes() == Path("out-1.png").read_bytes()
+    assert main(["txt2img", "a dog", "--prompts", "list.txt", "--model", folder]) == 2
+    assert "give a prompt or --prompts, not both" in capsys.readouterr().err
+    assert main(["unconditional", "--prompts", "list.txt"]) == 2
+    assert "unconditional is told no prompt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -129,7 +143,7 @@ def test_help_is_a_command_and_lists_drawing_first(capsys: pytest.CaptureFixture
     run("help")
     assert capsys.readouterr().out == top
     listed = [line.split()[1] for line in top.splitlines() if line.startswith("│ ") and line[2] != " "]
-    assert listed[: len(TASKS) + 4] == [*TASKS, "models", "convert", "train", "evaluate"]
+    assert listed[: len(TASKS) + 4] == [*TASKS, "grid", "prompt", "metadata", "models"]
     assert top.splitlines()[-1].startswith("safelight COMMAND --help")
     run("help", "convert")
     help_ = capsys.readouterr().out

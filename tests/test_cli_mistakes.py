@@ -24,7 +24,7 @@ DIFFUSION = ["train", "diffusion", "--output", "run", "--text-encoder", "nope", 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown command": (
         ["draw"],
-        f"there is no command 'draw': the commands are {', '.join(TASKS)}, models, convert, train, evaluate\n",
+        f"there is no command 'draw': the commands are {', '.join(TASKS)}, grid, prompt, metadata, models, convert, train, evaluate\n",
     ),
     "mistyped command": (["trian"], "did you mean train?"),
     "help of an unknown command": (["help", "draw"], "there is no command 'draw'"),
@@ -49,9 +49,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "negative seed": ([*DRAW, "--seed", "-1"], "seed cannot be -1"),
     "unknown sampler": (
         [*DRAW, "--sampler", "magic"],
-        "the samplers are ddim, ddpm, dpmpp_2m, euler, euler_a",
+        "the samplers are ddim, ddpm, deis, dpm_2",
     ),
-    "unknown schedule": ([*DRAW, "--schedule", "magic"], "the schedules are exponential, karras"),
+    "unknown schedule": ([*DRAW, "--schedule", "magic"], "the schedules are align_your_steps, beta"),
     "size off the grid": (
         [*DRAW, "--width", "721", "--height", "408"],
         "the nearest that work are 720 or 728",
@@ -60,7 +60,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown device": ([*DRAW, "--device", "abacus"], "no device 'abacus'"),
     "no such model": (["txt2img", "x", "--model", "nothing.safetensors"], "nothing.safetensors"),
     "preset without weights": (["txt2img", "x", "--model", "sd1"], "not shipped"),
-    "not a png": (["txt2img", "x", "--output", "out.jpg"], "must end in .png"),
+    "no picture's name": (["txt2img", "x", "--output", "out.gif"], "must end in .png, .jpg, .jpeg, .webp"),
     "output folder missing": (["txt2img", "x", "--output", "no/out.png"], "no folder 'no'"),
     "from nowhere": (["txt2img", "--from", "gone.png"], "there is no picture 'gone.png'"),
     "from a stranger": (["txt2img", "--from", "stranger.png"], "carries no Safelight record"),

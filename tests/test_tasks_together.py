@@ -83,7 +83,7 @@ def test_the_command_hands_over(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_who_cannot_go_on_is_told_so() -> None:
     base, other = toy_model(PRESETS["sdxl"]), toy_model(PRESETS["sd1"])
-    with pytest.raises(RequestError, match=r"sd1 cannot go on with what sdxl began: .* refiner of the same family"):
+    with pytest.raises(RequestError, match=r"sd1 cannot go on with what sdxl began: .* a model of the same family"):
         Model(base.preset, base.networks, base.tokenizers, refiner=other)
     with pytest.raises(RequestError, match=r"has none to hand over to at --switch 0.7: give a --refiner"):
         base.draw(TextToImage(prompt="x", switch=0.7))

@@ -7,15 +7,25 @@ from dataclasses import replace
 
 import torch
 
+from safelight.checkpoints import Checkpoint
 from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.bert import BertConfig
 from safelight.models.clip import ClipTextConfig
 from safelight.models.depth import DepthConfig
 from safelight.models.networks import NETWORKS, Config
-from safelight.models.tokenizer import BertTokenizer, ClipTokenizer, Tokenizing
-from safelight.models.unet import UNetConfig
+from safelight.models.tokenizer import (
+    FIRST,
+    MASK,
+    PAD,
+    SEPARATOR,
+    UNKNOWN,
+    BertTokenizer,
+    ClipTokenizer,
+    Tokenizing,
+)
 from safelight.presets import Preset
 from safelight.presets.conditions import (
+    TEXT,
     Boxes,
     Condition,
     DepthMap,
@@ -27,12 +37,14 @@ from safelight.presets.conditions import (
 )
 from safelight.tasks.model import Model
 
-WIDTH = 24
+WIDTH, SECOND_WIDTH, PROJECTED, SEEN = 24, 32, 20, 12
+"""Of text towers, the second one of a member, their summary, and what CLIP says of a picture."""
 SIZE_WIDTH = 8
 CLASSES = 10
 CLIP_WORDS = ClipTokenizer.train([], vocab_size=514)  # no merges, so no ties between them
-PIECES = {p: i for i, p in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"))}
-BERT_WORDS = BertTokenizer(PIECES)
+LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+PIECES = [PAD, UNKNOWN, FIRST, SEPARATOR, MASK, *LETTERS, *(f"##{letter}" for letter in LETTERS), ",", "."]
+BERT_WORDS = BertTokenizer({piece: i for i, piece in enumerate(PIECES)})
 TOY_DEPTH = DepthConfig(
     stem_width=16,
     stage_widths=(32, 64, 96),
@@ -50,24 +62,23 @@ TOY_DEPTH = DepthConfig(
 
 
 def toy_preset(preset: Preset) -> Preset:
-    """The same member, small: as many levels, towers and doors, but narrow ones."""
+    """The same member, small: as many levels, towers, heads and doors, of an eighth of the width and less."""
     conditions = tuple(_condition(condition) for condition in preset.conditions)
     unet = preset.unet
     contexts = [c.tower.width for c in conditions if isinstance(c, Words | Boxes)]
     contexts += [c.labels.width for c in conditions if isinstance(c, Label)]
     small = replace(
         unet,
-        channels=tuple(16 * (1 + level) for level in range(len(unet.channels))),
+        channels=tuple(width // 8 for width in unet.channels),
         blocks_per_level=1,
-        transformer_depth=tuple(min(depth, 1) for depth in unet.transformer_depth),
-        middle_depth=1,
-        heads=(2,) * len(unet.heads),
+        transformer_depth=tuple(min(depth, 3) for depth in unet.transformer_depth),
+        middle_depth=min(unet.middle_depth, 3),
         context_width=None if unet.context_width is None else sum(contexts),
         vector_width=None if unet.vector_width is None else _vector_width(conditions),
         size_width=None if unet.size_width is None else SIZE_WIDTH,
-        norm_groups=8,
+        norm_groups=4,
     )
-    side = preset.factor * (16 if len(unet.channels) > 4 else 8)
+    side = preset.factor * max(8, 2 ** (len(unet.channels) - 1))
     return replace(
         preset,
         unet=small,
@@ -82,9 +93,18 @@ def toy_preset(preset: Preset) -> Preset:
 def toy_model(preset: Preset, seed: int = 0) -> Model:
     """A member at toy size, with random weights of about the size that training leaves."""
     small = toy_preset(preset)
+    return Model(small, _networks(small, seed), toy_tokenizers(small))
+
+
+def filled(small: Preset, seed: int = 0) -> Checkpoint:
+    """Random weights for a preset that is small already."""
+    parts = {part: dict(network.state_dict()) for part, network in _networks(small, seed).items()}
+    return Checkpoint(small, parts, toy_tokenizers(small))
+
+
+def _networks(small: Preset, seed: int) -> dict[str, torch.nn.Module]:
     generator = torch.Generator().manual_seed(seed)
-    networks = {part: _network(config, generator) for part, config in small.networks.items()}
-    return Model(small, networks, toy_tokenizers(small))
+    return {part: _network(config, generator) for part, config in small.networks.items()}
 
 
 def toy_tokenizers(preset: Preset) -> Mapping[str, Tokenizing]:
@@ -116,7 +136,7 @@ def _condition(condition: Condition) -> Condition:
         case Words(tower=BertConfig() as tower):
             small = replace(condition, tower=_bert(tower, len(PIECES)))
         case Words(tower=ClipTextConfig() as tower):
-            small = replace(condition, tower=_clip(tower))
+            small = replace(condition, tower=_clip(tower, WIDTH if condition.part == TEXT else SECOND_WIDTH))
         case Boxes():
             small = replace(condition, tower=_bert(condition.tower, condition.tower.vocab_size))
         case Label():
@@ -135,22 +155,22 @@ def _condition(condition: Condition) -> Condition:
                 heads=2,
                 mlp_width=40,
                 image_size=28,
-                projection_width=WIDTH,
+                projection_width=SEEN,
             )
-            small = replace(condition, tower=tower, normalizer=replace(condition.normalizer, width=WIDTH))
+            small = replace(condition, tower=tower, normalizer=replace(condition.normalizer, width=SEEN))
     return small
 
 
-def _clip(tower: ClipTextConfig) -> ClipTextConfig:
+def _clip(tower: ClipTextConfig, width: int) -> ClipTextConfig:
     last = len(CLIP_WORDS.vocab) - 1
     return replace(
         tower,
         vocab_size=last + 1,
-        width=WIDTH,
+        width=width,
         layers=3,
         heads=2,
         mlp_width=48,
-        projection_width=WIDTH,
+        projection_width=PROJECTED,
         start_token=last - 1,
         end_token=last,
         pad_token=0 if tower.pad_token == 0 else last,
@@ -165,24 +185,19 @@ def _vector_width(conditions: tuple[Condition, ...]) -> int:
     width = 0
     for condition in conditions:
         if isinstance(condition, Words) and condition.pooled:
-            width += WIDTH
+            width += PROJECTED
         elif isinstance(condition, Numbers):
             width += SIZE_WIDTH * (5 if condition.aesthetic else 6)
         elif isinstance(condition, SeenPicture):
-            width += 2 * WIDTH
+            width += 2 * SEEN
     return width
 
 
 def _autoencoder(config: AutoencoderConfig) -> AutoencoderConfig:
     return replace(
         config,
-        channels=tuple(8 * (1 + level // 2) for level in range(len(config.channels))),
+        channels=tuple(max(width // 16, 8) for width in config.channels),
         blocks_per_level=1,
-        codebook_size=None if config.codebook_size is None else 32,
+        codebook_size=None if config.codebook_size is None else 50,
         norm_groups=4,
     )
-
-
-def unet_of(preset: Preset) -> UNetConfig:
-    """The toy UNet of a member."""
-    return toy_preset(preset).unet

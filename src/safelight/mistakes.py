@@ -18,7 +18,7 @@ from cyclopts import (
 )
 
 WORDS = {int: "a whole number", float: "a number", str: "text"}
-PROMPTED = {"txt2img", "img2img"}
+PROMPTED = {"txt2img", "img2img", "grid"}
 """Commands whose first words are a prompt."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from safelight.checkpoints.keys import Dropped
+from safelight.checkpoints.layouts import original
 from safelight.errors import ModelFileError
 from safelight.models.tokenizer import Tokenizing
 from safelight.presets import Preset
@@ -31,6 +32,17 @@ class Checkpoint:
     def absent(self) -> list[str]:
         """Parts that the member has and the file has not."""
         return [part for part in self.preset.networks if part not in self.parts]
+
+    def require_whole(self) -> None:
+        """Refuse what lacks a part, without which nothing can be drawn.
+
+        Raises:
+            ModelFileError: it does.
+        """
+        if absent := self.absent():
+            file = "the model" if self.source is None else str(self.source)
+            options = " and ".join(dict.fromkeys(original.BROUGHT[part] for part in absent))
+            raise ModelFileError(f"{file} has no {' and no '.join(absent)} in it: give one by {options}")
 
     def vocabularies(self) -> Mapping[str, Tokenizing]:
         """A tokenizer for every text tower, which a model needs as soon as it is told anything.

@@ -66,7 +66,7 @@ def described(folder: Path, contents: Contents, tokenizer: Path | None) -> tuple
         unet=draft.unet,
         autoencoder=draft.autoencoder,
         conditions=conditions,
-        schedule=draft.schedule,
+        schedule=replace(draft.schedule, aligned=base.schedule.aligned),
         prediction=draft.prediction,
         latent_scale=scale,
     ), tokenizers

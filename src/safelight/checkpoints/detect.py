@@ -6,31 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from safelight.checkpoints.files import printable
 from safelight.checkpoints.keys import Misfit
 from safelight.checkpoints.layouts import ldm, midas, original
+from safelight.checkpoints.sorts import MODEL, sort_of
 from safelight.errors import ModelFileError
 from safelight.presets import PRESETS, Preset
 from safelight.presets.conditions import Boxes, DepthMap, HiddenPicture, Label, LabelMap, SeenPicture, Words
-
-_LORA = (
-    "lora_unet_",
-    "lora_te",
-    ".lora_down.",
-    ".lora_up.",
-    ".lora_A.",
-    ".lora_B.",
-    "lora.down.",
-    "lora.up.",
-)
-_ALONE = (
-    (
-        "down_blocks.0.resnets.0.time_emb_proj.",
-        "a UNet alone, in diffusers' layout; give the whole model's folder",
-    ),
-    ("encoder.down_blocks.", "an autoencoder alone, in diffusers' layout; give the whole model's folder"),
-    ("encoder.down.", "an autoencoder alone; give a whole model"),
-    ("text_model.encoder.", "a text encoder alone; give a whole model"),
-)
 
 
 def detect(tensors: Mapping[str, Tensor], file: str, *, ema: bool = False) -> Preset:
@@ -45,7 +27,10 @@ def detect(tensors: Mapping[str, Tensor], file: str, *, ema: bool = False) -> Pr
     fitting, nearest = candidates(tensors, file, ema=ema)
     if not fitting:
         name, misfit = nearest
-        raise ModelFileError(f"{file} fits no known preset; compared with {name}, the nearest: {misfit}")
+        raise ModelFileError(
+            f"{file} fits no known preset; compared with {name}, the nearest: {misfit}; check that it is complete and "
+            "not changed, or download it again"
+        )
     if all(same(preset, fitting[0]) for preset in fitting):
         return fitting[0]
     names = ", ".join(preset.name for preset in fitting)
@@ -60,10 +45,10 @@ def candidates(
     Raises:
         ModelFileError: the file holds something else than a model.
     """
-    _refuse_other_kinds(tensors, file)
+    refuse_other_sorts(tensors, file)
     # A few shapes tell nearly all presets apart at no cost; only what they leave is compared in full.
     found = _file_marks(tensors)
-    likeness = {name: _likeness(_marks(preset), found) for name, preset in PRESETS.items()}
+    likeness = {name: _likeness(_marks(preset, tensors), found) for name, preset in PRESETS.items()}
     best = max(likeness.values())
     nearest = [PRESETS[name] for name, score in likeness.items() if score == best]
     misfits = {preset.name: original.layout(preset, tensors, ema=ema).misfit(tensors) for preset in nearest}
@@ -81,19 +66,21 @@ def _computes(preset: Preset) -> tuple[object, ...]:
     return preset.networks, preset.conditions, preset.schedule, preset.prediction, preset.latent_scale
 
 
-def _refuse_other_kinds(tensors: Mapping[str, Tensor], file: str) -> None:
-    if any(key.startswith(ldm.UNET) for key in tensors):
-        return
-    if any(mark in key for key in tensors for mark in _LORA):
-        raise ModelFileError(f"{file} is a LoRA, not a model; give it as an adapter of the model that it was made for")
-    for mark, what in _ALONE:
-        if any(key.startswith(mark) for key in tensors):
-            raise ModelFileError(f"{file} holds {what}")
-    raise ModelFileError(
-        f"{file} holds no model that Safelight knows: none of its {len(tensors)} keys begins with "
-        f"{ldm.UNET}; "
-        "give an original Stable Diffusion checkpoint or a folder in diffusers' layout"
-    )
+def refuse_other_sorts(tensors: Mapping[str, Tensor], file: str) -> None:
+    """Say what a file is that is no model.
+
+    Raises:
+        ModelFileError: it is none.
+    """
+    sort = sort_of(tensors)
+    if sort is None:
+        raise ModelFileError(
+            f"{file} holds no model that Safelight knows: none of its {len(tensors)} keys, like "
+            f"{printable(next(iter(tensors), 'none'))}, begins with {ldm.UNET}; give an original Stable Diffusion "
+            "checkpoint or a folder in diffusers' layout"
+        )
+    if sort != MODEL:
+        raise ModelFileError(f"{file} is {sort.what}; {sort.use}")
 
 
 _CONV_IN = ldm.UNET + "input_blocks.0.0.weight"
@@ -134,9 +121,13 @@ def _file_marks(tensors: Mapping[str, Tensor]) -> Marks:
     )
 
 
-def _marks(preset: Preset) -> Marks:
-    """The same numbers, as the preset says that its files have them."""
-    unet, autoencoder, conditions = preset.unet, preset.autoencoder, preset.conditions
+def _marks(preset: Preset, tensors: Mapping[str, Tensor]) -> Marks:
+    """The same numbers, as the preset says that its files have them.
+
+    Some files lack the autoencoder, which is no mark of them then.
+    """
+    unet, conditions = preset.unet, preset.conditions
+    autoencoder = preset.autoencoder if any(key.startswith(ldm.AUTOENCODER) for key in tensors) else None
     labels = next((c.labels.classes for c in conditions if isinstance(c, Label)), None)
     return (
         unet.channels[0],

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from safelight.checkpoints.torchfiles import ZIP_MAGIC, read_torch
+from safelight.checkpoints.torchfiles import ZIP_MAGIC, TensorRecord, open_torch, read_torch
 from safelight.errors import ModelFileError
 
-MAX_HEADER = 32 << 20
-"""The header of the largest checkpoint is under 1 MB."""
-MAX_JSON = 32 << 20
+MAX_HEADER = 16 << 20
+"""The header of the largest checkpoint is under 1 MB; what trainers write beside it takes some more."""
+MAX_JSON = 16 << 20
+MAX_VALUES = 1 << 19
+"""A header has about ten for each tensor, the vocabulary of a CLIP 200,000 in all: more only keep a parser busy."""
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".th")
+"""Of weights: what ends so is a path, and never looked for elsewhere."""
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -26,15 +32,35 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ModelFileError: the file is missing, truncated, corrupted, of another kind, or tries to run code.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(len(LFS_POINTER))
-        if not head:
-            raise ModelFileError(f"{path} is empty; download or copy it again")
-        if head == LFS_POINTER:
-            raise ModelFileError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
-        if not head.startswith(ZIP_MAGIC) and (head[8:9] == b"{" or path.suffix == ".safetensors"):
-            return _read_safetensors(path)
-        return read_torch(path)
+        return _read_safetensors(path)[0] if _is_safetensors(path) else read_torch(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that a weights file says, its tensors mapped when they are asked for."""
+
+    values: object
+    """Of `.safetensors`: tensors by key. Of PyTorch's: as `open_torch` has it."""
+    metadata: dict[str, str]
+    """What stands beside the tensors of a `.safetensors` file."""
+    tensor: Callable[[object], Tensor | None]
+    """One of the values, if it is a tensor."""
+
+
+def read_contents(path: Path) -> Contents:
+    """As `read_tensors`, of a file whose words and numbers matter too.
+
+    Raises:
+        ModelFileError: as `read_tensors`.
+    """
+    try:
+        if _is_safetensors(path):
+            tensors, metadata = _read_safetensors(path)
+            return Contents(tensors, metadata, lambda value: value if isinstance(value, Tensor) else None)
+        root, tensor = open_torch(path)
+        return Contents(root, {}, lambda value: tensor(value) if isinstance(value, TensorRecord) else None)
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -52,7 +78,10 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
     members = sorted({str(name) for name in placed.values()})
     for name in members:
         if not is_plain_name(name):
-            raise ModelFileError(f"{index} is refused: it names {name!r}, which is not a file beside it")
+            raise ModelFileError(
+                f"{index} is refused: it names {printable(name)!r}, which is not a file beside it; download it again, "
+                "from elsewhere"
+            )
     tensors: dict[str, Tensor] = {}
     for name in members:
         found = read_tensors(index.parent / name)
@@ -83,7 +112,7 @@ def read_json(path: Path) -> dict[str, object]:
     """
     try:
         if path.stat().st_size > MAX_JSON:
-            raise ModelFileError(f"{path} is refused: over {MAX_JSON:,} bytes of JSON")
+            raise ModelFileError(f"{path} is refused: over {MAX_JSON:,} bytes of JSON; give the file of a model")
         return _object(path, path.read_bytes())
     except OSError as error:
         raise unreadable(path, error) from error
@@ -103,13 +132,21 @@ def unreadable(path: Path, error: OSError) -> ModelFileError:
 
 def _object(path: Path, text: bytes) -> dict[str, object]:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ModelFileError(f"{path} is refused: it says {twice!r} twice")
+        found: dict[str, object] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ModelFileError(
+                    f"{path} is refused: it says {printable(name)!r} twice, so that readers differ in what it holds; "
+                    "download it again, from elsewhere"
+                )
+            found[name] = value
         return found
 
+    if (values := sum(map(text.count, (b"[", b"{", b",")))) > MAX_VALUES:
+        raise ModelFileError(
+            f"{path} is refused: {values:,} values of JSON, where no model has over {MAX_VALUES:,}; download it again, "
+            "from elsewhere"
+        )
     try:
         content = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
@@ -119,14 +156,30 @@ def _object(path: Path, text: bytes) -> dict[str, object]:
     return content
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Checked here for what the library lets pass or reports without numbers, then read by the library."""
+def _is_safetensors(path: Path) -> bool:
+    """Whether it is that or PyTorch's, by content.
+
+    Raises:
+        ModelFileError: it is neither.
+    """
+    with path.open("rb") as file:
+        head = file.read(len(LFS_POINTER))
+    if not head:
+        raise ModelFileError(f"{path} is empty; download or copy it again")
+    if head == LFS_POINTER:
+        raise ModelFileError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    return not head.startswith(ZIP_MAGIC) and (head[8:9] == b"{" or path.suffix == ".safetensors")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Checked for what the library lets pass or reports without numbers, then read by it, with what stands beside."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
             raise ModelFileError(
-                f"{path} is refused: a header of {length:,} bytes; no weights file has over {MAX_HEADER:,}"
+                f"{path} is refused: a header of {length:,} bytes, where no weights file has over {MAX_HEADER:,}; "
+                "download it again, from elsewhere"
             )
         if 8 + length > size:
             raise ModelFileError(
@@ -138,7 +191,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(f"{path} is truncated: {size:,} bytes, expected {expected:,}; download it again")
     try:
         with safe_open(path, framework="pt") as content:
-            return {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118  (not a mapping)
+            metadata: dict[str, str] | None = content.metadata()
+            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118  (not a mapping)
+            return tensors, {} if metadata is None else metadata
     except (SafetensorError, ValueError) as error:
         raise ModelFileError(f"{path} is corrupted ({error}); download or copy it again") from error
 

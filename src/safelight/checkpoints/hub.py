@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from pathlib import Path
 
-from safelight.checkpoints.files import is_plain_name, read_json
-from safelight.checkpoints.folder import files_of, weight_names
-from safelight.checkpoints.index import INDEX, read_index
+from safelight.checkpoints.files import FILE_ENDINGS, is_plain_name, printable, read_json
+from safelight.checkpoints.folder import CONFIG, files_of, weight_names
+from safelight.checkpoints.index import INDEX, Contents, read_index
 from safelight.checkpoints.kinds import KINDS, Kind
 from safelight.errors import ModelFileError
 
@@ -23,8 +24,8 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text can be the name of a repository: owner/name."""
-    return _ID.fullmatch(text) is not None
+    """Whether a text can be the name of a repository, owner/name, and not that of a file."""
+    return _ID.fullmatch(text) is not None and not text.endswith(FILE_ENDINGS)
 
 
 def download(repository: str, revision: str = "main") -> Path:
@@ -37,20 +38,12 @@ def download(repository: str, revision: str = "main") -> Path:
     repo = _Repository(repository, revision)
     repo.reach()
     index = repo.get(INDEX)
-    if index is None and repo.unreachable is not None:
-        raise repo.failed(
-            f"is neither a path here nor in the local hub cache, and the hub cannot be reached ({repo.unreachable})",
-            "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a path",
-        )
     if index is None:
+        repo.must_be_reached()
         raise ModelFileError(
             f"the hub repository {repository} has no {INDEX}; download its checkpoint file and give that file's path"
         )
-    if repo.unreachable not in (None, OFFLINE):
-        _log.warning("the hub cannot be reached (%s): %s is taken from the local cache", repo.unreachable, repository)
-    contents = read_index(index)
-    # The folder is named by the commit: what follows is of the same, whatever is pushed meanwhile.
-    repo.revision = index.parent.name
+    contents = repo.opened(index)
     needed, wanted = files_of(contents)
     for name in needed:
         if repo.get(name) is None:
@@ -58,13 +51,48 @@ def download(repository: str, revision: str = "main") -> Path:
     for name in wanted:
         repo.get(name)
     for place in contents.places:
-        _weights(repo, place.folder, KINDS[contents.kinds[place.folder]])
+        _weights(repo, f"{place.folder}/", KINDS[contents.kinds[place.folder]])
+    return index.parent
+
+
+def download_part(repository: str, parts: Collection[str], kind: Kind, revision: str = "main") -> Path:
+    """Bring parts of a model, or a repository that holds such a part alone, to the local cache, or find it there.
+
+    Args:
+        parts: which ones of a whole model.
+        kind: the class of network that such a part alone is.
+
+    Returns:
+        The folder of the repository, with nothing else in it that was not there before.
+
+    Raises:
+        ModelFileError: as `download`, or it has no such part.
+    """
+    repo = _Repository(repository, revision)
+    repo.reach()
+    index = repo.get(INDEX)
+    if index is None:
+        config = repo.get(CONFIG)
+        if config is None:
+            repo.must_be_reached()
+            raise ModelFileError(
+                f"the hub repository {repository} has neither {CONFIG} nor {INDEX}; download its file and give the path"
+            )
+        repo.settle(config)
+        _weights(repo, "", kind)
+        return config.parent
+    contents = repo.opened(index)
+    for place in contents.places:
+        if place.part in parts:
+            repo.get(f"{place.folder}/{CONFIG}")
+            _weights(repo, f"{place.folder}/", KINDS[contents.kinds[place.folder]])
     return index.parent
 
 
 def _weights(repo: _Repository, folder: str, kind: Kind) -> None:
+    """The weights in a folder of the repository, whose name ends in a slash unless it is the root."""
     for name in weight_names(kind):
-        path = repo.get(f"{folder}/{name}")
+        path = repo.get(f"{folder}{name}")
         if path is None:
             continue
         if path.suffix == ".json":
@@ -72,12 +100,18 @@ def _weights(repo: _Repository, folder: str, kind: Kind) -> None:
             members = sorted({str(member) for member in placed.values()}) if isinstance(placed, dict) else []
             for member in members:
                 if not is_plain_name(member):
-                    raise ModelFileError(f"{path} is refused: it names {member!r}, which is not a file beside it")
-                if repo.get(f"{folder}/{member}") is None:
-                    raise ModelFileError(f"the hub repository {repo.name} has no {folder}/{member}, which {name} names")
+                    raise ModelFileError(
+                        f"{path} is refused: it names {printable(member)!r}, which is not a file beside it; choose "
+                        "another repository"
+                    )
+                if repo.get(f"{folder}{member}") is None:
+                    raise ModelFileError(
+                        f"the hub repository {repo.name} has no {folder}{member}, which {name} names; choose another"
+                    )
         return
     raise ModelFileError(
-        f"the hub repository {repo.name} has no weights in {folder}, or they are not in the local cache"
+        f"the hub repository {repo.name} has no weights{f' in {folder[:-1]}' if folder else ''} named "
+        f"{weight_names(kind)[0]}, or they are not in the local cache; choose another, or connect to the hub"
     )
 
 
@@ -133,6 +167,32 @@ class _Repository:
             return None
         except (transport_error, OSError) as error:
             raise self.failed(f"could not be downloaded: {file}: {_first_line(error)}", "try again") from error
+
+    def must_be_reached(self) -> None:
+        """What is not in the cache either is missing because the hub does not answer, if it does not.
+
+        Raises:
+            ModelFileError: it does not.
+        """
+        if self.unreachable is not None:
+            raise self.failed(
+                "is neither a path here nor in the local hub cache, and the hub cannot be reached "
+                f"({self.unreachable})",
+                "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a path",
+            )
+
+    def settle(self, file: Path) -> None:
+        """Take all further files of the commit that this one is of, whatever is pushed meanwhile."""
+        if self.unreachable not in (None, OFFLINE):
+            _log.warning(
+                "the hub cannot be reached (%s): %s is taken from the local cache", self.unreachable, self.name
+            )
+        self.revision = file.parent.name  # the folder is named by the commit
+
+    def opened(self, index: Path) -> Contents:
+        """What a whole model's index says, before the rest of it is asked for."""
+        self.settle(index)
+        return read_index(index)
 
     def failed(self, what: str, mend: str) -> ModelFileError:
         return ModelFileError(f"{self.name} {what}; {mend}")

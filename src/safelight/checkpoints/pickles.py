@@ -73,6 +73,10 @@ class Reference:
     key: object
 
 
+class Held(dict[object, object]):
+    """An object of which nothing is kept but its attributes."""
+
+
 Call = Callable[[tuple[object, ...]], object]
 """Makes a plain value from the arguments that the pickle gives; raises ValueError or TypeError for bad."""
 
@@ -124,7 +128,10 @@ class _Machine:
         try:
             for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
                 if count >= MAX_OPERATIONS:
-                    raise ModelFileError(f"{self.path} is refused: its pickle has over {MAX_OPERATIONS:,} operations")
+                    raise ModelFileError(
+                        f"{self.path} is refused: its pickle has over {MAX_OPERATIONS:,} operations; ask for a "
+                        ".safetensors file"
+                    )
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 self.step(opcode.name, arg)
@@ -215,10 +222,12 @@ class _Machine:
                 raise ValueError("arguments by name")
             push(self.called(pop(), given))
         elif name == "BUILD":
-            pop()
+            state, target = pop(), self.stack[-1]
             # The state of an object that we need nothing of. To set that of a name is to change a class.
-            if not isinstance(self.stack[-1], Inert | dict):
-                raise self.refused(f"sets the state of {_named(self.stack[-1])}")
+            if not isinstance(target, Inert | dict):
+                raise self.refused(f"sets the state of {_named(target)}")
+            if isinstance(target, Held) and isinstance(state, dict):
+                target.update(state)
         else:
             raise self.refused(f"uses {name}")
 

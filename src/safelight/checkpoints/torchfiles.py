@@ -11,7 +11,7 @@ import io
 import math
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard, cast
@@ -19,15 +19,23 @@ from typing import TypeGuard, cast
 import torch
 from torch import Tensor
 
-from safelight.checkpoints.pickles import MAX_BYTES, Call, Global, Reference, read_pickle
+from safelight.checkpoints.pickles import MAX_BYTES, MAX_OPERATIONS, Call, Global, Held, Reference, read_pickle
 from safelight.errors import ModelFileError
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 _LOCAL_HEADER = struct.Struct("<26xHH")
+_DIRECTORY = struct.Struct("<4s8xI6x")
+"""The end of a zip: its mark, the size of the list of its members, and more."""
+_DIRECTORY_64 = struct.Struct("<4s36xQ8x")
+"""The same of a large zip. It and a locator of 20 bytes stand before the former."""
 _ENCRYPTED = 0x1
+MAX_DIRECTORY = 4 << 20
+"""The list of the largest checkpoint's tensors takes 0.5 MB: more only keeps its reader busy."""
 MAX_ELEMENTS = 1 << 40
+MAX_DEPTH = 6
+"""Dictionaries in dictionaries that tensors are looked for in."""
 
 STORAGES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,
@@ -68,36 +76,73 @@ class TensorRecord:
 def read_torch(path: Path) -> dict[str, Tensor]:
     """All tensors of a PyTorch checkpoint, mapped: `state_dict` if there is one, else the file's own dict.
 
-    What is not a tensor (step counters, callbacks, optimizers) is left out.
+    What is not a tensor (step counters, callbacks) is left out. Of dictionaries and lists within each other, where
+    there is no tensor further up, the names are joined by dots: `string_to_param.*`, `768.0.linear.weight`.
 
     Raises:
         ModelFileError: the file is broken, holds no weights, or asks for anything that may run code.
     """
+    root, tensor = open_torch(path)
+    if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
+        root = root["state_dict"]
+    records = {str(k): v for k, v in root.items() if isinstance(v, TensorRecord)} if isinstance(root, dict) else {}
+    if not records:
+        records = dict(_within(path, root))
+    if not records:
+        raise ModelFileError(f"{path} holds no weights; give a file with a dict of tensors or a `state_dict`")
+    return {key: tensor(record) for key, record in records.items()}
+
+
+def open_torch(path: Path) -> tuple[object, Callable[[TensorRecord], Tensor]]:
+    """All that a PyTorch file says: the object in it, with records for tensors, and what maps the tensor of a record.
+
+    The object is of dictionaries, lists, tuples and plain values, which a stranger wrote: any of them may be missing,
+    of another kind, or contain itself.
+
+    Raises:
+        ModelFileError: as `read_torch`, but for a file without weights.
+    """
     with path.open("rb") as file:
         is_zip = file.read(4) == ZIP_MAGIC
     root, place = _read_zip(path) if is_zip else _read_legacy(path)
-    if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
-        root = root["state_dict"]
-    records = {k: v for k, v in root.items() if isinstance(v, TensorRecord)} if isinstance(root, dict) else {}
-    if not records:
-        raise ModelFileError(f"{path} holds no weights; give a file with a dict of tensors or a `state_dict`")
     mapped = _map(path)
-    return {str(key): _tensor(path, mapped, record, place(record.storage)) for key, record in records.items()}
+    return root, lambda record: _tensor(path, mapped, record, place(record.storage))
+
+
+def _within(path: Path, root: object) -> Iterator[tuple[str, TensorRecord]]:
+    """The tensors in dictionaries and lists, by the names on the way to them."""
+    waiting, seen = [("", root, 0)] if isinstance(root, dict | list | tuple) else [], 0
+    while waiting:
+        name, value, depth = waiting.pop()
+        seen += 1
+        if seen > MAX_OPERATIONS:  # a pickle may name the same list twice in each of many lists
+            raise ModelFileError(f"{path} is refused: over {MAX_OPERATIONS:,} values; ask for a .safetensors file")
+        if isinstance(value, TensorRecord):
+            yield name, value
+        elif isinstance(value, dict | list | tuple) and depth < MAX_DEPTH:
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            before = f"{name}." if name else ""
+            waiting += [(f"{before}{key}", item, depth + 1) for key, item in reversed(list(items))]
 
 
 def _read_zip(path: Path) -> tuple[object, Callable[[Storage], int]]:
     """The pickled object, and the position in the file of each storage."""
     size = path.stat().st_size
+    if (listed := _directory_size(path, size)) > MAX_DIRECTORY:
+        raise ModelFileError(
+            f"{path} is refused: a zip whose list has {listed:,} bytes, where no checkpoint's has over "
+            f"{MAX_DIRECTORY:,}; ask for a .safetensors file"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             pickles = [m for m in members if m.filename.split("/", 1)[-1] == "data.pkl"]
             if len({m.filename for m in members}) != len(members) or len(pickles) != 1:
                 raise ModelFileError(
-                    f"{path} is not a PyTorch checkpoint: its zip must have one data.pkl, no name twice"
+                    f"{path} is not a PyTorch checkpoint: its zip must have one data.pkl, no name twice; give another"
                 )
             if pickles[0].file_size > MAX_BYTES:
-                raise ModelFileError(f"{path} is refused: its data.pkl is over {MAX_BYTES:,} bytes")
+                raise ModelFileError(f"{path} is refused: its data.pkl is over {MAX_BYTES:,} bytes; ask for a .safetensors file")
             _plain(path, pickles[0])
             folder = pickles[0].filename.removesuffix("data.pkl")
             order = {m.filename: m for m in members}.get(f"{folder}byteorder")
@@ -132,6 +177,22 @@ def _read_zip(path: Path) -> tuple[object, Callable[[Storage], int]]:
         return int(member.header_offset + _LOCAL_HEADER.size + name + extra)
 
     return read_pickle(stream, path, _calls(), _NAMES), place
+
+
+def _directory_size(path: Path, size: int) -> int:
+    """How large a zip says that the list of its members is; 0 where it says nothing, which its reader will refuse."""
+    with path.open("rb") as file:
+        file.seek(max(size - 20 - _DIRECTORY_64.size - _DIRECTORY.size - 0xFFFF, 0))  # behind it may stand a comment
+        tail = file.read()
+    mark, last = b"PK\x05\x06", len(tail) - _DIRECTORY.size
+    at = last if tail.startswith(mark, max(last, 0)) else tail.rfind(mark)
+    if at < 0 or at > last:
+        return 0
+    _, listed = _DIRECTORY.unpack_from(tail, at)
+    before = at - 20 - _DIRECTORY_64.size
+    if before >= 0 and tail.startswith(b"PK\x06\x06", before):
+        _, listed = _DIRECTORY_64.unpack_from(tail, before)
+    return int(listed)
 
 
 def _plain(path: Path, member: zipfile.ZipInfo) -> None:
@@ -191,6 +252,7 @@ def _calls(storages: dict[str, Storage] | None = None) -> dict[tuple[str, str], 
         ("torch._utils", "_rebuild_tensor_v2"): tensor,
         ("torch._utils", "_rebuild_tensor"): tensor,
         ("torch._utils", "_rebuild_parameter"): _parameter,
+        ("torch.nn.modules.container", "ParameterDict"): lambda _: Held(),
     }
 
 

@@ -9,13 +9,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from safelight.cli.options import FLAT, Dtype, ReadingOptions, option, signed
 from safelight.errors import OutputError, RequestError
@@ -24,7 +24,9 @@ from safelight.tasks.requests import TASKS
 from safelight.tasks.sources import PLAIN, Reading
 
 if TYPE_CHECKING:
-    from safelight.tasks.metadata import Record
+    from PIL import Image
+
+    from safelight.tasks.metadata import Taken
     from safelight.tasks.model import Model
 
 DEFAULT_MODEL = "tiny"
@@ -45,13 +47,20 @@ class Drawing:
     """Bring each network when it is needed and let go of it after its work: slower, in less memory."""
     refiner: str | None = None
     """A second model, named as --model, that goes on with what the first began, from --switch on."""
+    guide: str | None = None
+    """A weaker model of the same family, named as --model, that --autoguidance leads away from."""
     output: Path | None = None
-    """PNG to write (replaced if it exists); a batch writes NAME-0.png, NAME-1.png, ... Default:
+    """PNG, JPEG or WebP to write (replaced if it exists); a batch writes NAME-0.png, NAME-1.png, ... Default:
     safelight-0001.png, or the next numbers that are free."""
+    quality: Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=100))] = None
+    """Of a JPEG or WebP, 1 to 100. Default: 95 for JPEG, WebP loses nothing."""
+    prompts: Path | None = None
+    """A file of prompts, one a line, to be drawn one after the other; lines that begin with # are none."""
     save_steps: Path | None = None
     """Folder for the picture of every step: step-001.png, ...; in a batch step-001-0.png, ..."""
     from_: Annotated[Path | None, Parameter(name="--from")] = None
-    """A picture by Safelight to make again; options given beside it override what it recorded."""
+    """A picture by Safelight to make again, or one by AUTOMATIC1111, ComfyUI, InvokeAI or NovelAI as far as it says
+    how; options given beside it override what it recorded."""
     json: bool = False
     """Print one JSON object instead of paths."""
 
@@ -59,13 +68,16 @@ class Drawing:
 def _draw(task: str, drawing: Drawing, reading: Reading, given: dict[str, object]) -> None:
     """Answer a request of the task from the options given on the command line."""
     # Everything that can be wrong is looked at before torch is imported and a model is loaded.
-    record = None if drawing.from_ is None else _record(drawing.from_, task)
-    request = TASKS[task].model_validate(given) if record is None else record.asked().changed(**given)
-    _check_output(drawing.output)
-    model = _load(drawing, reading, record)
-    request = model.resolve(request)
-    for name, unread in model.unread(request).items():
-        print(f"note: the last {unread} tokens of the {name} are not read", file=sys.stderr)
+
+    taken, requests = _requests(task, drawing, given)
+    check_output(drawing.output)
+    model = load_model(drawing, reading, taken)
+    requests = [model.resolve(request) for request in requests]
+    for request in requests:
+        if drawing.output is not None:
+            model.require_room(request, drawing.output)
+        for name, unread in model.unread(request).items():
+            print(f"note: the last {unread} tokens of the {name} are not read", file=sys.stderr)
 
     started = time.perf_counter()
     if drawing.save_steps is not None:
@@ -73,87 +85,106 @@ def _draw(task: str, drawing: Drawing, reading: Reading, given: dict[str, object
             drawing.save_steps.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make {str(drawing.save_steps)!r} ({error.strerror}): name a folder") from error
-    from tqdm import tqdm
-
-    from safelight.tasks.model import Step
+    images = _drawn(model, requests, drawing.save_steps)
     from safelight.tasks.pictures import save_numbered, save_under_next_number
-
-    with closing(tqdm(total=model.count_steps(request), unit="step", leave=False, disable=None)) as bar:
-
-        def watch(step: Step) -> None:
-            bar.update()
-            if drawing.save_steps is not None:
-                save_numbered(model.preview(step), drawing.save_steps / f"step-{step.index + 1:03d}.png")
-
-        images = model.draw(request, watch)
 
     if drawing.output is None:
         paths = save_under_next_number(images, Path(), "safelight")
     else:
-        paths = save_numbered(images, drawing.output)
+        paths = save_numbered(images, drawing.output, quality=drawing.quality)
     if drawing.json:
         result = {
             "pictures": [str(path) for path in paths],
-            "request": request.model_dump(),
+            "request": requests[0].model_dump(),
             "model": model.identity.model_dump(),
             "seconds": round(time.perf_counter() - started, 3),
         }
-        print(json.dumps(result))
+        print(json.dumps(result if len(requests) == 1 else result | {"requests": [r.model_dump() for r in requests]}))
     else:
         print(*paths, sep="\n")
 
 
-def _record(picture: Path, task: str) -> Record:
-    """The record of --from, of the same task."""
-    from safelight.tasks.metadata import read_record
+def _requests(task: str, drawing: Drawing, given: dict[str, object]) -> tuple[Taken | None, list[Request]]:
+    """What is to be drawn: one request, or one for each line of --prompts; and what --from gave."""
+    from safelight.tasks.metadata import request_from
 
-    record = read_record(picture)
-    if record.task != task:
-        raise RequestError(
-            f"{str(picture)!r} was made by {record.task}: use `safelight {record.task} --from {picture}`"
-        )
-    return record
+    told: list[dict[str, object]] = [{}]
+    if drawing.prompts is not None:
+        if "prompt" not in TASKS[task].model_fields:
+            raise RequestError(f"{task} is told no prompt: leave out --prompts")
+        if "prompt" in given:
+            raise RequestError("give a prompt or --prompts, not both")
+        from safelight.tasks.prompts.words import read_prompts
+
+        told = [{"prompt": prompt} for prompt in read_prompts(drawing.prompts)]
+    if drawing.from_ is None:
+        return None, [TASKS[task].model_validate(given | words) for words in told]
+    taken = request_from(drawing.from_, task, given)
+    for line in taken.notes:
+        print(f"note: {line}", file=sys.stderr)
+    return taken, [taken.request.changed(**words) if words else taken.request for words in told]
 
 
-def _load(drawing: Drawing, reading: Reading, record: Record | None) -> Model:
+def _drawn(model: Model, requests: Sequence[Request], save_steps: Path | None) -> list[Image.Image]:
+    """The pictures of all requests, with one bar for all their steps."""
+    from tqdm import tqdm
+
+    from safelight.tasks.model import Step
+    from safelight.tasks.pictures import save_numbered
+
+    counts = [model.count_steps(request) for request in requests]
+    total = None if None in counts else sum(count for count in counts if count is not None)
+    images: list[Image.Image] = []
+    with closing(tqdm(total=total, unit="step", leave=False, disable=None)) as bar:
+
+        def watch(step: Step) -> None:
+            bar.update()
+            if save_steps is not None:
+                place = f"{len(images):03d}-" if len(requests) > 1 else ""
+                save_numbered(model.preview(step), save_steps / f"{place}step-{step.index + 1:03d}.png")
+
+        for request in requests:
+            images += model.draw(request, watch)
+    return images
+
+
+def load_model(drawing: Drawing, reading: Reading, taken: Taken | None) -> Model:
     """The model asked for, or the one that drew the picture of --from."""
-    source = drawing.model
-    if source is None and record is not None and record.model.local:
-        raise RequestError(
-            f"the picture was drawn by {record.model.name!r} from a local path, which is not recorded: "
-            f"give --model (weights {record.model.sha256[:10]})"
-        )
-    if source is None:
-        source = DEFAULT_MODEL if record is None else record.model.name
+    source, refiner, guide, dtype = drawing.model, drawing.refiner, drawing.guide, drawing.dtype
+    if taken is not None:
+        source = taken.source() if source is None else source
+        refiner = taken.refiner() if refiner is None else refiner
+        guide = taken.guide() if guide is None else guide
     from safelight.tasks.loading import load
 
     model = load(
-        source,
+        DEFAULT_MODEL if source is None else source,
         drawing.device,
-        record.model.dtype if drawing.dtype is None and record is not None else drawing.dtype,
+        taken.dtype() if dtype is None and taken is not None else dtype,
         preset=reading.preset,
         ema=reading.ema,
         tokenizer=reading.tokenizer,
         vae=reading.vae,
+        text_encoder=reading.text_encoder,
+        normalizer=reading.normalizer,
         revision=reading.revision,
-        refiner=drawing.refiner,
+        refiner=refiner,
+        guide=guide,
         low_memory=drawing.low_memory,
     )
-    if record is not None and record.model.sha256 != model.identity.sha256:
-        print(
-            f"note: other weights ({model.identity.sha256[:10]}) than those that drew the picture "
-            f"({record.model.sha256[:10]}): the result will differ",
-            file=sys.stderr,
-        )
+    note = None if taken is None else taken.other_weights(model.identity.sha256)
+    if note is not None:
+        print(f"note: {note}", file=sys.stderr)
     return model
 
 
-def _check_output(output: Path | None) -> None:
+def check_output(output: Path | None) -> None:
     """Say so before the drawing, not after it, if the result could not be written."""
     if output is None:
         output = Path("safelight.png")  # stands for the numbered ones, in the same folder
-    if output.suffix.lower() != ".png":
-        raise RequestError(f"--output {str(output)!r} must end in .png: only PNG holds the request losslessly")
+    from safelight.tasks.metadata.formats import format_of
+
+    format_of(output)
     if not output.parent.is_dir():
         raise OutputError(f"there is no folder {str(output.parent)!r} for --output: make it first")
     if output.is_dir():

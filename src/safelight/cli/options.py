@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import Group, Parameter
 from cyclopts.help import DefaultFormatter
 
-from safelight.tasks.request import HEADINGS, Request, flag, group, positional
+from safelight.tasks.marks import HEADINGS
+from safelight.tasks.request import Request, flag, group, positional
 from safelight.tasks.sources import Reading
 
 if TYPE_CHECKING:
@@ -42,8 +44,8 @@ class RequiredFirst(DefaultFormatter):
 
 def option(request: type[Request], name: str, field: FieldInfo) -> inspect.Parameter:
     """A request's field as a command-line option: absent is None, so that what was given is known."""
-    kinds = get_args(field.annotation)
-    kind: Any = next((k for k in kinds if k is not type(None)), field.annotation)
+    several = get_args(field.annotation) if get_origin(field.annotation) is UnionType else (field.annotation,)
+    kind: Any = next(k for k in several if k is not type(None))
     help_ = str(field.description)
     if not field.is_required() and field.default not in (None, ""):
         help_ += f" Default: {field.default}."

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 ScheduleKind = Literal["scaled_linear", "linear", "cosine"]
+Aligned = Literal["sd1", "sdxl"]
+
+LAST_VISIBLE = 2.0**-24
+"""What stands for an alpha_bar of 0, whose sigma is infinite: sigma 4096 (diffusers' Euler)."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,18 @@ class ScheduleConfig:
     kind: "linear" betas (Ho et al. 2020, section 4), "scaled_linear" (linear in sqrt(beta): what latent
     diffusion calls "linear"), or "cosine" (Nichol & Dhariwal 2021, eq. 17; start and end are not used).
     start, end: the first and the last beta, 0 < start < end < 1. steps: number of timesteps, at least 2.
+    zero_snr: rescaled so that nothing of the picture is left at the last timestep (Lin et al. 2023, algorithm 1).
+    Such a network must predict v or x0: the noise alone, which is all it sees there, says nothing of the picture.
+    aligned: the table that the spacing align_your_steps follows. It says how the model is best walked, not what
+    its noise is: schedules that differ in it are equal.
     """
 
     kind: ScheduleKind = "scaled_linear"
     start: float = 0.00085
     end: float = 0.012
     steps: int = 1000
+    zero_snr: bool = False
+    aligned: Aligned = field(default="sd1", compare=False)
 
     def __post_init__(self) -> None:
         if self.steps < 2:
@@ -45,15 +55,21 @@ class Schedule:
     betas: Tensor
     """(T,) float64."""
     alphas_cumprod: Tensor
-    """(T,) float64, descending in (0, 1): abar of Ho et al. 2020, section 2."""
+    """(T,) float64, descending in (0, 1): abar of Ho et al. 2020, section 2. The last is 0 with zero_snr."""
     sigmas: Tensor
-    """(T,) float64, ascending: the sigma of each whole timestep."""
+    """(T,) float64, ascending: the sigma of each whole timestep. With zero_snr the last, which is infinite, is 4096:
+    there x is noise but for 1 part in 4096, and the arithmetic of every sampler holds."""
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
         self.betas = _betas(config)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
-        self.sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+        visible = self.alphas_cumprod
+        if config.zero_snr:
+            self.betas, self.alphas_cumprod = _without_signal_at_the_end(self.alphas_cumprod)
+            visible = self.alphas_cumprod.clone()
+            visible[-1] = min(LAST_VISIBLE, float(visible[-2]) / 2)  # and still less than the one before
+        self.sigmas = ((1 - visible) / visible).sqrt()
         self._log_sigmas = self.sigmas.log()
         # The same table as plain numbers: a sampler asks for one sigma at a time, and a list answers in a
         # microsecond.
@@ -134,3 +150,15 @@ def _betas(config: ScheduleConfig) -> Tensor:
     ticks = torch.arange(config.steps + 1, dtype=torch.float64) / config.steps
     abar = torch.cos((ticks + 0.008) / 1.008 * (math.pi / 2)) ** 2
     return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
+
+
+def _without_signal_at_the_end(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+    """betas and abar (T,) with sqrt(abar) shifted to 0 at the end, stretched to what it was at the beginning.
+
+    Lin et al. 2023, algorithm 1.
+    """
+    roots = alphas_cumprod.sqrt()
+    first, last = roots[0], roots[-1]
+    abar = ((roots - last) * (first / (first - last))) ** 2
+    before = torch.cat([abar.new_ones(1), abar[:-1]])
+    return 1 - abar / before, abar

@@ -191,7 +191,11 @@ class Autoencoder(nn.Module):
         latent is certain, and not yet rounded to the codebook: it is the mean, and the log-variance that of no
         variance, minus infinity.
         """
-        encoded: Tensor = self.quant_conv(self.encoder(pixels))
+        return self.moments(self.encoder(pixels))
+
+    def moments(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder gives (B, moments * z_channels, h, w) -> as `encode`."""
+        encoded = self.quant_conv(encoded)
         if self.quantize is not None:
             return encoded, torch.full_like(encoded, -torch.inf)
         mean, logvar = encoded.chunk(2, dim=1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safelight.models.layers import attend
+from safelight.models.layers import attend, look_up
 
 LAYER_EPS = 1e-5
 
@@ -80,9 +80,9 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.layer_norm = nn.LayerNorm(config.width, LAYER_EPS)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, L) -> (B, L, D)."""
-        x = self.embed_tokens(ids) + self.embed_positions.weight[: ids.shape[1]]
+    def forward(self, ids: Tensor, taught: Tensor | None = None) -> Tensor:
+        """(B, L) -> (B, L, D); `taught` as in `look_up`."""
+        x = look_up(self.embed_tokens, ids, taught) + self.embed_positions.weight[: ids.shape[1]]
         for layer in self.layers:
             x = layer(x)
         y: Tensor = self.layer_norm(x)
@@ -97,7 +97,10 @@ class Bert(nn.Module):
         self.config = config
         self.model = Encoder(config)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, L) int64, L at most `context_length` -> (B, L, D)."""
-        y: Tensor = self.model(ids)
+    def forward(self, ids: Tensor, taught: Tensor | None = None) -> Tensor:
+        """ids (B, L) int64, L at most `context_length` -> (B, L, D).
+
+        `taught` (n, D) are the vectors of ids from `vocab_size` on: see `look_up`.
+        """
+        y: Tensor = self.model(ids, taught)
         return y

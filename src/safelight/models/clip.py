@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.errors import RequestError
-from safelight.models.layers import attend
+from safelight.models.layers import attend, look_up
 
 LAYER_EPS = 1e-5
 
@@ -168,9 +168,9 @@ class TextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context_length, config.width)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, L) -> (B, L, D)."""
-        y: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+    def forward(self, ids: Tensor, taught: Tensor | None = None) -> Tensor:
+        """(B, L) -> (B, L, D); `taught` as in `look_up`."""
+        y: Tensor = look_up(self.token_embedding, ids, taught) + self.position_embedding.weight[: ids.shape[1]]
         return y
 
 
@@ -185,9 +185,12 @@ class ClipText(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.width, LAYER_EPS)
         self.text_projection = _projection(config)
 
-    def forward(self, ids: Tensor) -> TextOutput:
-        """ids (B, L) int64, L at most `context_length`, each row with at least one end token."""
-        hidden = self.encoder(self.embeddings(ids))
+    def forward(self, ids: Tensor, taught: Tensor | None = None) -> TextOutput:
+        """ids (B, L) int64, L at most `context_length`, each row with at least one end token.
+
+        `taught` (n, D) are the vectors of ids from `vocab_size` on: see `look_up`.
+        """
+        hidden = self.encoder(self.embeddings(ids, taught))
         last = self.final_layer_norm(hidden[-1])
         # Not argmax of the ids, as the original has it: tokens added by textual inversion have larger ids.
         end = (ids == self.config.end_token).int().argmax(dim=1)
@@ -223,7 +226,8 @@ class VisionEmbeddings(nn.Module):
     def __init__(self, config: ClipVisionConfig) -> None:
         super().__init__()
         positions = (config.image_size // config.patch) ** 2 + 1
-        self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
+        self.class_embedding = nn.Parameter(torch.empty(config.width))
+        nn.init.normal_(self.class_embedding, std=config.width**-0.5)
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
         self.position_embedding = nn.Embedding(positions, config.width)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.bert import Bert, BertConfig
@@ -42,9 +43,28 @@ NETWORKS: Mapping[type, type[nn.Module]] = {
 }
 
 
+_DRAWN = frozenset(getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and not name.startswith("_"))
+
+
+class _Undrawn(TorchFunctionMode):
+    """Layers do not draw their first numbers, which on the meta device takes a second and gives none."""
+
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: object = None
+    ) -> object:
+        given: dict[str, object] = kwargs if isinstance(kwargs, dict) else {}
+        if func in _DRAWN:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+def unfilled(config: Config) -> nn.Module:
+    """The network that a config describes, on the meta device: it has shapes, and takes no memory for numbers."""
+    with _Undrawn(), torch.device("meta"):
+        return NETWORKS[type(config)](config)
+
+
 @lru_cache(maxsize=128)
 def shapes_of(config: Config) -> Mapping[str, tuple[int, ...]]:
     """Our name -> shape of every weight of the network that a config describes. Takes no memory for them."""
-    with torch.device("meta"):
-        network = NETWORKS[type(config)](config)
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in unfilled(config).state_dict().items()}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safelight.models.layers import attend
+from safelight.models.layers import Attending, attend
 
 TRANSFORMER_EPS = 1e-6
 
@@ -17,8 +17,12 @@ TRANSFORMER_EPS = 1e-6
 class Attention(nn.Module):
     """Attention of x to itself, or to a context of another width."""
 
+    attending: Attending
+    """How queries, keys and values become an answer; what perturbs or watches the network puts another here."""
+
     def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
         super().__init__()
+        self.attending = attend
         source = width if context_width is None else context_width
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias=False)
@@ -29,7 +33,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x (B, h*w, C), context (B, L, D) or None for self-attention -> (B, h*w, C)."""
         source = x if context is None else context
-        y: Tensor = self.to_out[0](attend(self.to_q(x), self.to_k(source), self.to_v(source), self.heads))
+        y: Tensor = self.to_out[0](self.attending(self.to_q(x), self.to_k(source), self.to_v(source), self.heads))
         return y
 
 

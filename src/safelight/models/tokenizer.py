@@ -30,8 +30,21 @@ class Tokenizing(Protocol):
     length: int
     """L, ids per prompt."""
 
+    @property
+    def comma(self) -> int | None:
+        """The id of a comma that stands for itself, if there is one."""
+        ...
+
     def words(self, text: str) -> list[int]:
         """All ids of a text, without marks, of any number."""
+        ...
+
+    def spelled(self, token: int) -> str:
+        """What an id stands for, to be shown."""
+        ...
+
+    def rows(self, words: Sequence[Sequence[int]]) -> Tensor:
+        """Ids of B texts as `words` gives them -> (B, L) int64: cut, marked at both ends, filled up."""
         ...
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -72,10 +85,30 @@ class ClipTokenizer:
         ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
         return ids
 
+    @property
+    def comma(self) -> int | None:
+        """The id of a comma that is a word by itself."""
+        return self.vocab.get("," + END_OF_WORD)
+
+    def spelled(self, token: int) -> str:
+        """The letters of an id, without the mark of a word's end; a part of a letter is a replacement character."""
+        word = self._spelling[token]
+        if word in (START, END):
+            return word
+        spelling = bytes(_BYTES[letter] for letter in word.removesuffix(END_OF_WORD) if letter in _BYTES)
+        return spelling.decode("utf-8", "replace")
+
+    @cached_property
+    def _spelling(self) -> dict[int, str]:
+        return {token: word for word, token in self.vocab.items()}
+
+    def rows(self, words: Sequence[Sequence[int]]) -> Tensor:
+        """Ids of B texts as `words` gives them -> (B, L) int64: cut, marked at both ends, filled up."""
+        return _rows(words, self.start_token, self.end_token, self.pad_token, self.length)
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """B texts -> (B, L) int64. A text too long loses its tail; the end is always marked."""
-        marks = self.start_token, self.end_token, self.pad_token
-        return _rows([self.words(text) for text in texts], *marks, self.length)
+        return self.rows([self.words(text) for text in texts])
 
     def padded_with(self, pad_token: int) -> ClipTokenizer:
         """The same words, filled up with another token: the towers of one model may differ in nothing else."""
@@ -148,10 +181,26 @@ class BertTokenizer:
         ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
         return ids
 
+    @property
+    def comma(self) -> int | None:
+        """The id of a comma."""
+        return self.vocab.get(",")
+
+    def spelled(self, token: int) -> str:
+        """The piece of an id; one that goes on a word begins with `##`."""
+        return self._spelling[token]
+
+    @cached_property
+    def _spelling(self) -> dict[int, str]:
+        return {token: piece for piece, token in self.vocab.items()}
+
+    def rows(self, words: Sequence[Sequence[int]]) -> Tensor:
+        """Ids of B texts as `words` gives them -> (B, L) int64: cut, marked at both ends, filled up."""
+        return _rows(words, self.start_token, self.end_token, self.pad_token, self.length)
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """B texts -> (B, L) int64. A text too long loses its tail; the end is always marked."""
-        marks = self.start_token, self.end_token, self.pad_token
-        return _rows([self.words(text) for text in texts], *marks, self.length)
+        return self.rows([self.words(text) for text in texts])
 
     def write(self, folder: Path) -> None:
         """`vocab.txt`, one piece a line in the order of their ids, as other tools read it."""
@@ -160,7 +209,7 @@ class BertTokenizer:
         (folder / PIECES_FILE).write_text("".join(f"{piece}\n" for piece in pieces), "utf-8", newline="\n")
 
 
-def _rows(texts: list[list[int]], start: int, end: int, pad: int, length: int) -> Tensor:
+def _rows(texts: Sequence[Sequence[int]], start: int, end: int, pad: int, length: int) -> Tensor:
     """Ids of B texts -> (B, length) int64: cut, marked at both ends, filled up."""
     rows = []
     for words in texts:
@@ -193,3 +242,8 @@ def _byte_alphabet() -> list[str]:
     others = [256 + i for i in range(256 - len(visible))]
     assert all(unicodedata.category(chr(c)) != "Cc" for c in visible)
     return [chr(c) for c in visible + others]
+
+
+_BYTES = {letter: ord(letter) for letter in _byte_alphabet() if ord(letter) < 256}
+_BYTES |= {chr(256 + i): byte for i, byte in enumerate(sorted(set(range(256)) - set(_BYTES.values())))}
+"""Which byte each character of a token stands for."""

@@ -12,6 +12,7 @@ Shapes: B batch, C channels, h w latent size, L context tokens, D context width,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -62,6 +63,13 @@ class UNetConfig:
     resnet_resampling: bool = False
     """Whether the ways between the levels are residual blocks, or single convolutions."""
     norm_groups: int = 32
+    norm_eps: float = RESNET_EPS
+    """Of all norms but those of transformers; 1e-6 in the DDPM of Ho et al. 2020, where the next three are, too."""
+    time_shift: int = 0
+    time_sines_first: bool = False
+    """How the sinusoids of the time are made: `layers.sinusoids`."""
+    halves_symmetrically: bool = True
+    """Whether a convolution that halves the size pads on all sides, or right and below only."""
 
     def __post_init__(self) -> None:
         levels = len(self.channels)
@@ -158,7 +166,7 @@ def _resnet(
         channels_in,
         channels_out,
         groups=config.norm_groups,
-        eps=RESNET_EPS,
+        eps=config.norm_eps,
         time_width=config.time_width,
         scale_shift=config.scale_shift,
         resample=resample,
@@ -169,14 +177,14 @@ def _resampler(width: int, config: UNetConfig, way: Literal["down", "up"]) -> nn
     """The way between two levels."""
     if config.resnet_resampling:
         return _resnet(width, width, config, way)
-    return Downsample(width, symmetric=True) if way == "down" else Upsample(width)
+    return Downsample(width, symmetric=config.halves_symmetrically) if way == "down" else Upsample(width)
 
 
 def _attention(width: int, level: int | None, depth: int, config: UNetConfig) -> nn.Module:
     """What attends at a level; None is the middle."""
     heads = config.heads[-1 if level is None else level]
     if config.context_width is None:
-        return PositionAttention(width, groups=config.norm_groups, eps=RESNET_EPS, heads=heads)
+        return PositionAttention(width, groups=config.norm_groups, eps=config.norm_eps, heads=heads)
     return SpatialTransformer(
         width,
         heads,
@@ -217,11 +225,24 @@ def _levels(blocks: nn.ModuleList) -> list[Level]:
     return cast(list[Level], list(blocks))
 
 
+Joining = Callable[[int, Tensor, Tensor], Tensor]
+"""(level on the way up, 0 the deepest; x (B, C, h, w); what was kept (B, C', h, w)) -> (B, C + C', h, w)."""
+
+
+def joined(level: int, x: Tensor, kept: Tensor) -> Tensor:
+    """What comes from below and what was kept on the way down, one behind the other."""
+    return torch.cat([x, kept], dim=1)
+
+
 class UNet(nn.Module):
     """The network of every member; see `UNetConfig`."""
 
+    joining: Joining
+    """How the two sides of the U meet: `joined`, unless something perturbs it for a time (`models/freeu.py`)."""
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
+        self.joining = joined
         self.config = config
         widths, n = config.channels, config.blocks_per_level
         last = len(widths) - 1
@@ -257,7 +278,7 @@ class UNet(nn.Module):
                 below = widths[i]
             self.up_blocks.append(Level(pairs, i, config, "up" if i > 0 else None))
 
-        self.conv_norm_out = nn.GroupNorm(config.norm_groups, widths[0], RESNET_EPS)
+        self.conv_norm_out = nn.GroupNorm(config.norm_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -293,9 +314,9 @@ class UNet(nn.Module):
 
         x = self.mid_block(x, time, cond.context)
 
-        for level in _levels(self.up_blocks):
+        for n, level in enumerate(_levels(self.up_blocks)):
             for i in range(len(level.resnets)):
-                x = level.block(i, torch.cat([x, kept.pop()], dim=1), time, cond.context)
+                x = level.block(i, self.joining(n, x, kept.pop()), time, cond.context)
             if level.upsamplers is not None:
                 x = level.leave(x, time, kept[-1].shape[-2:])
 
@@ -304,14 +325,16 @@ class UNet(nn.Module):
 
     def _embed(self, t: Tensor, vector: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The time (B,), and the vector or labels if there are any, as one embedding (B, T)."""
-        time: Tensor = self.time_embedding(sinusoids(t, self.config.channels[0]).to(dtype))
+        config = self.config
+        waves = sinusoids(t, config.channels[0], shift=config.time_shift, sines_first=config.time_sines_first)
+        time: Tensor = self.time_embedding(waves.to(dtype))
         if vector is None:
             return time
         if self.add_embedding is not None:
             told: Tensor = self.add_embedding(vector)
         else:
             assert self.class_embedding is not None
-            told = self.class_embedding(vector if self.config.classes is None else vector[:, 0])
+            told = self.class_embedding(vector if config.classes is None else vector[:, 0])
         return time + told
 
 

@@ -12,7 +12,7 @@ _MEMBERS = (
     *(sdxl.SDXL, sdxl.SDXL_REFINER, turbo.SD_TURBO, turbo.SDXL_TURBO),
     *(ldm.CELEBA, ldm.FFHQ, ldm.BEDROOMS, ldm.CHURCHES, ldm.CLASS_F8, ldm.CLASS, ldm.TEXT, ldm.TEXT_F4),
     *(ldm.LAYOUT, ldm.SEMANTIC, ldm.SEMANTIC_512, ldm.UPSCALING, ldm.INPAINTING),
-    *(pixels.DDPM, tiny.TINY),
+    *(pixels.DDPM, pixels.DDPM_CIFAR10, pixels.DDPM_256, tiny.TINY),
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _MEMBERS}
 

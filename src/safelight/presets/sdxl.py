@@ -7,7 +7,7 @@ from dataclasses import replace
 from safelight.models.clip import ClipTextConfig
 from safelight.models.unet import UNetConfig
 from safelight.presets.conditions import TEXT_2, Numbers, Words
-from safelight.presets.sd1 import SD1
+from safelight.presets.sd1 import SCHEDULE, SD1
 
 SIZE_WIDTH = 256
 """Width of the sinusoids of each size, or of the aesthetic score, that the model is told."""
@@ -58,6 +58,7 @@ SDXL = replace(
         Words(BIG_G, TEXT_2, states="penultimate", pooled=True, zeros=True),
         Numbers(),
     ),
+    schedule=replace(SCHEDULE, aligned="sdxl"),
     latent_scale=0.13025,
     width=1024,
     height=1024,

@@ -11,8 +11,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from safelight.checkpoints import write_folder
+from safelight.checkpoints import Checkpoint, write_folder
+from safelight.checkpoints.alone import lone_file, presets_for
 from safelight.checkpoints.detect import same
+from safelight.checkpoints.files import read_tensors
 from safelight.checkpoints.layouts import original
 from safelight.checkpoints.writing import write_tensors
 from safelight.errors import ModelFileError, RequestError
@@ -57,6 +59,8 @@ class ModelCard(BaseModel):
     width: int
     height: int
     parts: list[PartCard]
+    absent: list[str]
+    """Parts that it lacks, which must be given beside it."""
     alike: list[str]
     """Presets that compute the same, with other habits."""
     dropped: list[tuple[str, str]]
@@ -69,6 +73,7 @@ class ModelCard(BaseModel):
             f"{self.title} ({self.preset}), predicts {self.prediction}, native size {size}",
             *(f"  {part.name:<12}{part.parameters:>14,}  {', '.join(part.dtypes)}" for part in self.parts),
         ]
+        lines += [f"  {part:<12}{'not in it':>14}: give one by {original.BROUGHT[part]}" for part in self.absent]
         if self.alike:
             lines.append(f"  the same networks as {', '.join(self.alike)}: their habits by --preset")
         reasons: dict[str, list[str]] = {}
@@ -77,6 +82,31 @@ class ModelCard(BaseModel):
         for why, (first, *others) in reasons.items():
             lines.append(f"  not used: {first}{f' and {len(others)} more' if others else ''} ({why})")
         return "\n".join(lines)
+
+
+class FileCard(BaseModel):
+    """What a file holds that is no model: a part of one, or what goes on top of one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    kind: str
+    """Like autoencoder, text encoder, lora."""
+    what: str
+    """The same for people."""
+    use: str
+    """What to do with it."""
+    tensors: int
+    parameters: int
+    dtypes: list[str]
+    presets: list[str]
+    """Of a part: the members whose own has the same keys and shapes."""
+
+    def text(self) -> str:
+        """For people."""
+        numbers = f"{self.parameters:,} parameters in {self.tensors} tensors, {', '.join(self.dtypes)}"
+        fits = [f"  fits {', '.join(self.presets)}"] if self.presets else []
+        return "\n".join([f"{self.what}: {numbers}", *fits, f"  {self.use}"])
 
 
 def known_models() -> list[KnownModel]:
@@ -94,22 +124,26 @@ def known_models() -> list[KnownModel]:
     ]
 
 
-def describe(source: str, reading: Reading = PLAIN) -> ModelCard:
-    """Look into a model without filling networks.
+def describe(source: str, reading: Reading = PLAIN) -> ModelCard | FileCard:
+    """Look into a model, a part of one or what goes on top of one, without filling networks.
 
     Raises:
         ModelFileError: as `load`.
     """
+    if source not in shipped() and (lone := lone_file(source)) is not None:
+        path, sort, tensors = lone
+        return FileCard(
+            source=str(path),
+            kind=sort.name,
+            what=sort.what,
+            use=sort.use,
+            tensors=len(tensors),
+            parameters=_count(tensors),
+            dtypes=_dtypes(tensors),
+            presets=presets_for(tensors, sort),
+        )
     checkpoint = open_checkpoint(source, reading)
     preset = checkpoint.preset
-    parts = [
-        PartCard(
-            name=name,
-            parameters=sum(tensor.numel() for tensor in tensors.values()),
-            dtypes=sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
-        )
-        for name, tensors in checkpoint.parts.items()
-    ]
     return ModelCard(
         source=source,
         preset=preset.name,
@@ -117,10 +151,22 @@ def describe(source: str, reading: Reading = PLAIN) -> ModelCard:
         prediction=preset.prediction,
         width=preset.width,
         height=preset.height,
-        parts=parts,
+        parts=[
+            PartCard(name=name, parameters=_count(tensors), dtypes=_dtypes(tensors))
+            for name, tensors in checkpoint.parts.items()
+        ],
+        absent=checkpoint.absent(),
         alike=[other.name for other in PRESETS.values() if other.name != preset.name and same(other, preset)],
         dropped=[(key, why) for key, why in checkpoint.dropped],
     )
+
+
+def _count(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _dtypes(tensors: Mapping[str, Tensor]) -> list[str]:
+    return sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
 
 
 def convert_model(
@@ -148,17 +194,28 @@ def convert_model(
         parts = {name: _cast(tensors, wanted) for name, tensors in checkpoint.parts.items()}
         checkpoint = replace(checkpoint, parts=parts)
     if layout == "diffusers":
+        checkpoint.require_whole()
         write_folder(output, checkpoint)
         return
-    written = original.layout(checkpoint.preset)
-    parts = {part: dict(tensors) for part, tensors in checkpoint.parts.items() if part in written.pairs}
-    write_tensors(output, written.save(parts))
+    tensors = original.save(checkpoint.preset, checkpoint.parts)
+    # What the file of a text tower has beside it is of no use here, but some programs know the model by it.
+    beside = {} if reading.text_encoder else _of_towers(Path(source), checkpoint)
+    write_tensors(output, {**tensors, **(beside if wanted is None else _cast(beside, wanted))})
+
+
+def _of_towers(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors that an original file has beside those that are used of what its UNet is told by."""
+    if not path.is_file():
+        return {}
+    keys = [key for key, _ in checkpoint.dropped if key.startswith((original.OLD_STAGE, original.NEW_STAGE))]
+    tensors = read_tensors(path) if keys else {}
+    return {key: tensors[key] for key in keys}
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     cast = {}
     for key, tensor in tensors.items():
-        cast[key] = tensor.to(dtype)
+        cast[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
         if not bool(cast[key].isfinite().all()):
             raise ModelFileError(f"{key} is beyond the range of {str(dtype).removeprefix('torch.')}: use bfloat16")
     return cast

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from safelight.diffusion.denoiser import Denoise
@@ -28,7 +29,7 @@ def require_same_latents(first: Member, then: Member) -> None:
     if space(first) != space(then):
         raise RequestError(
             f"{other.name} cannot go on with what {one.name} began: their latents or noise schedules differ; "
-            "give a refiner of the same family"
+            "give a model of the same family"
         )
 
 
@@ -41,8 +42,10 @@ def handed_over(first: Member, denoise: Denoise, then: Member, after: Denoise, s
     border = steps - switch * steps
 
     def both(x: Tensor, sigma: Tensor) -> Tensor:
-        begins = first.schedule.t(float(sigma)) >= border - _CLOSE
-        (then if begins else first).networks.free()  # the one that waits
-        return denoise(x, sigma) if begins else after(x, sigma)
+        begins = first.schedule.t(sigma.to("cpu", torch.float64)) >= border - _CLOSE
+        if bool(begins.any()) != bool(begins.all()):  # pictures of a batch may step at levels of their own
+            return torch.where(begins.to(x.device).view(-1, 1, 1, 1), denoise(x, sigma), after(x, sigma))
+        (then if begins.all() else first).networks.free()  # the one that waits
+        return denoise(x, sigma) if begins.all() else after(x, sigma)
 
     return both

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -82,6 +83,55 @@ def boxes(text: str) -> list[Box]:
         except ValueError as error:
             raise RequestError(f"box {word[:40]!r} is not understood: write 12:0.1,0.2,0.5,0.6") from error
     return found
+
+
+EVERYWHERE = "-"
+
+
+def region_kept(text: str) -> str:
+    """A region as it is recorded: a picture by all its bytes, so that it is there when the picture is made again.
+
+    Raises:
+        RequestError: there is no such picture.
+    """
+    if text == EVERYWHERE or _box(text) is not None or text.startswith("data:"):
+        return text
+    return pictures.to_data_uri(pictures.decode_grey(pictures.read_picture_bytes(text), text))
+
+
+def region(text: str, size: tuple[int, int]) -> Tensor | None:
+    """Where a part of a prompt acts, (1, 1, h, w) from 0 to 1; None: everywhere.
+
+    Args:
+        text: `LEFT,TOP,WIDTH,HEIGHT` in parts of the picture, a picture that is white there, or `-`.
+        size: (h, w) of the latent.
+
+    Raises:
+        RequestError: it is none of these, or its box lies outside.
+    """
+    if text == EVERYWHERE:
+        return None
+    box = _box(text)
+    if box is None:
+        image = pictures.decode_grey(pictures.read_picture_bytes(text), text).convert("L")
+        return F.adaptive_avg_pool2d(numbers(image), size) / 255
+    left, top, width, height = box
+    if not (0 <= left < left + width <= 1.0001 and 0 <= top < top + height <= 1.0001):
+        raise RequestError(f"region {text!r} is not within the picture: write parts of it, like 0,0,0.5,1")
+    mask = torch.zeros(1, 1, *size)
+    h, w = size
+    mask[..., round(top * h) : max(round((top + height) * h), round(top * h) + 1), :][
+        ..., round(left * w) : max(round((left + width) * w), round(left * w) + 1)
+    ] = 1
+    return mask
+
+
+def _box(text: str) -> tuple[float, float, float, float] | None:
+    try:
+        left, top, width, height = (float(part) for part in text.split(","))
+    except ValueError:
+        return None
+    return left, top, width, height
 
 
 def _named(request: Request) -> list[str]:

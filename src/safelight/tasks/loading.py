@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from safelight.checkpoints import Checkpoint, read
-from safelight.checkpoints.alone import read_vae
+from safelight.checkpoints.alone import read_normalizer, read_texts, read_vae
+from safelight.checkpoints.pages import MappedPages
 from safelight.errors import ModelFileError, RequestError
-from safelight.models.networks import NETWORKS, Config
+from safelight.models.networks import Config, unfilled
+from safelight.models.normalizer import NormalizerConfig
 from safelight.presets import PRESETS
+from safelight.presets.conditions import NORMALIZER
 from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.tasks.model import Model
 from safelight.tasks.parts import Networks
@@ -32,8 +36,11 @@ def load(
     ema: bool = False,
     tokenizer: Path | None = None,
     vae: str | Path | None = None,
+    text_encoder: Sequence[str | Path] = (),
+    normalizer: str | Path | None = None,
     revision: str = "main",
     refiner: str | Path | None = None,
+    guide: str | Path | None = None,
     low_memory: bool = False,
 ) -> Model:
     """Load a model.
@@ -43,8 +50,9 @@ def load(
             the diffusers layout, a single .safetensors or .ckpt file, or a hub id ("owner/name").
         device: where to compute; None: CUDA if there is one, else the CPU.
         dtype: in which the networks run; None: float32 on the CPU, elsewhere that of the weights.
-        preset, ema, tokenizer, vae, revision: the fields of `Reading`.
+        preset, ema, tokenizer, vae, text_encoder, normalizer, revision: the fields of `Reading`.
         refiner: a second model, named like `source`, that takes over at a request's `switch`.
+        guide: a weaker one, that a request's `autoguidance` leads away from.
         low_memory: bring each network when it is needed, and let go of it after its work: slower, for the memory
             of the largest one.
 
@@ -53,13 +61,18 @@ def load(
         RequestError: no such device or dtype.
     """
     target = choose_device(device)
-    reading = Reading(preset, ema, tokenizer, None if vae is None else str(vae), revision)
+    reading = Reading(
+        preset,
+        ema,
+        tokenizer,
+        vae=None if vae is None else str(vae),
+        text_encoder=tuple(str(encoder) for encoder in text_encoder),
+        normalizer=None if normalizer is None else str(normalizer),
+        revision=revision,
+    )
     checkpoint = open_checkpoint(source, reading)
-    checkpoint.vocabularies()  # what is missing is said before the weights are read
-    if absent := checkpoint.absent():
-        raise ModelFileError(
-            f"{source} lacks {absent[0]}, without which it cannot draw: give a folder that has all parts"
-        )
+    checkpoint.require_whole()  # what is missing is said before the weights are read
+    checkpoint.vocabularies()
     if dtype is None:
         stored = next(iter(checkpoint.parts[UNET].values())).dtype
         dtype = torch.float32 if target.type == "cpu" else stored
@@ -67,23 +80,26 @@ def load(
     networks = _networks(checkpoint, target, chosen, frees=low_memory)
     if not low_memory:
         networks.bring()
-    return _model(
-        source,
-        checkpoint,
-        networks,
-        refiner=None if refiner is None else _load_refiner(refiner, target, chosen, tokenizer, low_memory),
-    )
+
+    def other(named: str | Path | None) -> Model | None:
+        """A model of which only what goes on with a picture is ever brought: not its autoencoder."""
+        if named is None:
+            return None
+        found = open_checkpoint(named, Reading(tokenizer=tokenizer))
+        return _model(named, found, _networks(found, target, chosen, frees=low_memory))
+
+    return _model(source, checkpoint, networks, ema=ema, refiner=other(refiner), guide=other(guide))
 
 
-def _load_refiner(
-    source: str | Path, device: torch.device, dtype: torch.dtype, tokenizer: Path | None, low_memory: bool
+def _model(
+    source: str | Path,
+    checkpoint: Checkpoint,
+    networks: Networks,
+    *,
+    ema: bool = False,
+    refiner: Model | None = None,
+    guide: Model | None = None,
 ) -> Model:
-    """A model of which only what goes on with a picture is ever brought: not its autoencoder."""
-    checkpoint = open_checkpoint(source, Reading(tokenizer=tokenizer))
-    return _model(source, checkpoint, _networks(checkpoint, device, dtype, frees=low_memory))
-
-
-def _model(source: str | Path, checkpoint: Checkpoint, networks: Networks, refiner: Model | None = None) -> Model:
     local = Path(source).exists() and str(source) not in shipped()
     return Model(
         checkpoint.preset,
@@ -91,8 +107,9 @@ def _model(source: str | Path, checkpoint: Checkpoint, networks: Networks, refin
         checkpoint.vocabularies(),
         name=Path(source).absolute().name if local else str(source),
         local=local,
-        weights=checkpoint.source,
+        weights=None if ema else checkpoint.source,  # the file has two sets of weights: its hash says not which
         refiner=refiner,
+        guide=guide,
     )
 
 
@@ -128,14 +145,30 @@ def open_checkpoint(source: str | Path, reading: Reading = PLAIN) -> Checkpoint:
         revision=reading.revision,
         tokenizer=reading.tokenizer,
     )
-    if reading.vae is None:
+    return _with_parts(checkpoint, reading)
+
+
+def _with_parts(checkpoint: Checkpoint, reading: Reading) -> Checkpoint:
+    """The checkpoint with the parts that were given beside it."""
+    preset = checkpoint.preset
+    brought: dict[str, dict[str, Tensor]] = {}
+    if reading.vae is not None:
+        if preset.autoencoder is None:
+            raise RequestError(f"{preset.name} works on the pixels themselves: leave out --vae")
+        brought[AUTOENCODER] = read_vae(reading.vae, preset.autoencoder, preset.latent_scale)
+    if reading.text_encoder:
+        if not preset.words:
+            raise RequestError(f"{preset.name} reads no words: leave out --text-encoder")
+        brought |= read_texts(reading.text_encoder, {words.part: words.tower for words in preset.words})
+    if reading.normalizer is not None:
+        config = preset.networks.get(NORMALIZER)
+        if not isinstance(config, NormalizerConfig):
+            raise RequestError(f"{preset.name} is told no picture embeddings: leave out --normalizer")
+        brought[NORMALIZER] = read_normalizer(reading.normalizer, config)
+    if not brought:
         return checkpoint
-    config = checkpoint.preset.autoencoder
-    if config is None:
-        raise RequestError(f"{checkpoint.preset.name} works on the pixels themselves: leave out --vae")
-    # From two files it has the hash of its numbers, not of one of the files.
-    parts = {**checkpoint.parts, AUTOENCODER: read_vae(Path(reading.vae), config)}
-    return replace(checkpoint, parts=parts, source=None)
+    # From several files it has the hash of its numbers, not of one of the files.
+    return replace(checkpoint, parts={**checkpoint.parts, **brought}, source=None)
 
 
 def shipped() -> dict[str, Path]:
@@ -151,11 +184,13 @@ def fill(config: Config, tensors: dict[str, Tensor], device: torch.device, dtype
     Args:
         tensors: all of its parameters, under our names. It is empty afterwards.
     """
-    with torch.device("meta"):  # no memory is taken for numbers that are about to be replaced
-        module = NETWORKS[type(config)](config)
-    moved = {}
+    module = unfilled(config)  # no memory is taken for numbers that are about to be replaced
+    moved, pages = {}, MappedPages()
     for key in list(tensors):
-        moved[key] = tensors.pop(key).to(device, dtype)
+        read = tensors.pop(key)
+        moved[key] = read.to(device, dtype)
+        if moved[key] is not read:
+            pages.release(read)
     module.load_state_dict(moved, strict=True, assign=True)
     return module
 

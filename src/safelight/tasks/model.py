@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -26,10 +27,14 @@ from safelight.tasks.handover import require_same_latents
 from safelight.tasks.identity import hash_files, hash_parts
 from safelight.tasks.member import Member
 from safelight.tasks.metadata import RECORD_CHUNK, TEXT_CHUNK, ModelIdentity, Record, infotext
+from safelight.tasks.metadata.formats import format_of, require_room
 from safelight.tasks.parts import Networks
+from safelight.tasks.prompts.explain import unread
+from safelight.tasks.prompts.readers import readers
+from safelight.tasks.prompts.wording import Wording
 from safelight.tasks.request import Request
 from safelight.tasks.requests import ImageToImage, Inpaint, Prompted, TextToImage
-from safelight.tasks.resolve import needed, noise_levels, resolve
+from safelight.tasks.resolve import count_steps, needed, noise_levels, resolve, wording_of
 from safelight.tasks.walk import prepare
 
 __all__ = ["Model", "Step", "Watch"]
@@ -52,6 +57,7 @@ class Model(Member):
         local: bool = True,
         weights: Path | None = None,
         refiner: Model | None = None,
+        guide: Model | None = None,
     ) -> None:
         """Join networks that are already filled, all on one device.
 
@@ -62,15 +68,17 @@ class Model(Member):
             local: whether the name means something on this machine only.
             weights: the file or folder that the weights came from; None: from memory.
             refiner: takes over at a request's `switch`.
+            guide: a weaker model, which a request's `autoguidance` leads away from.
 
         Raises:
-            RequestError: the refiner cannot go on with what this model begins.
+            RequestError: one of them cannot go on with what this model begins.
         """
         super().__init__(preset, networks, tokenizers)
         self._name, self._local, self._weights = name, local, weights
-        self.refiner = refiner
-        if refiner is not None:
-            require_same_latents(self, refiner)
+        self.refiner, self.guide = refiner, guide
+        for other in (refiner, guide):
+            if other is not None:
+                require_same_latents(self, other)
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -181,9 +189,10 @@ class Model(Member):
             RequestError: the request cannot be answered by this model.
         """
         request = self.resolve(request)
+        wordings = _wordings(request, prompts)
         x = None
         with _enough_memory():
-            walk = prepare(self, request, prompts, self.refiner)
+            walk = prepare(self, request, _said(wordings), self.refiner, self.guide)
             for step in walk.steps():
                 if watch is not None:
                     watch(step)
@@ -193,11 +202,8 @@ class Model(Member):
             self._rest()
         if isinstance(request, Inpaint):
             images = [needed(walk.canvas).paste(image, request.blur) for image in images]
-        for k, image in enumerate(images):
-            changes: dict[str, object] = {"seed": needed(request.seed) + k, "batch": 1}
-            alone = request.changed(**(changes if prompts is None else changes | {"prompt": prompts[k]}))
-            image.info[TEXT_CHUNK] = infotext(alone, self.identity)
-            image.info[RECORD_CHUNK] = Record.of(alone, self.identity).to_json()
+        for k, (image, wording) in enumerate(zip(images, wordings, strict=True)):
+            image.info.update(self._texts(_alone(request, k, wording)))
         return images
 
     def resolve(self, request: R) -> R:
@@ -207,24 +213,58 @@ class Model(Member):
             RequestError: it cannot be answered by this model.
         """
         request = sized(inputs.recorded(request), self.preset)
-        resolved = resolve(request, self.preset, None if self.refiner is None else self.refiner.preset)
+        refiner = None if self.refiner is None else self.refiner.preset
+        resolved = resolve(request, self.preset, refiner, guided=self.guide is not None)
         noise_levels(resolved, self.schedule)  # what is wrong with the steps is said here and not when they begin
         return resolved
+
+    def record(self, request: Request, k: int) -> Record:
+        """What picture k of a batch records: the request of that picture alone, without files of words.
+
+        Args:
+            request: resolved.
+        """
+        return self._record(_alone(request, k, _wordings(request, None)[k]))
+
+    def _record(self, alone: Request) -> Record:
+        others = (None if model is None else model.identity for model in (self.refiner, self.guide))
+        return Record.of(alone, self.identity, *others)
+
+    def require_room(self, request: Request, output: Path) -> None:
+        """Say so, before the drawing, if a file of that name could not hold a picture of a resolved request.
+
+        Raises:
+            OutputError: it could not.
+        """
+        size = needed(request.width), needed(request.height)
+        require_room(format_of(output), size, self._texts(_alone(request, 0, _wordings(request, None)[0])))
+
+    def _texts(self, alone: Request) -> dict[str, str]:
+        """What the picture of a request says of itself."""
+        refiner = None if self.refiner is None else self.refiner.identity
+        return {
+            TEXT_CHUNK: infotext(alone, self.identity, refiner),
+            RECORD_CHUNK: self._record(alone).to_json(),
+        }
 
     def unread(self, request: Request) -> dict[str, int]:
         """How many tokens at the end of each prompt the model will not see, where it will not see all."""
         if not isinstance(request, Prompted):
             return {}
-        texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        reading = readers(self.preset, self.tokenizers, request.emphasis)
+        steps = self.preset.steps if request.steps is None else request.steps
+        wording = wording_of(request)
         left = {
-            name: max([0, *(len(t.words(text)) + 2 - t.length for t in self.tokenizers.values())])
-            for name, text in texts.items()
+            "prompt": unread(wording.prompt, reading, steps, second=wording.prompt_2),
+            "negative_prompt": unread(
+                wording.negative_prompt, reading, steps, second=wording.negative_prompt_2, negative=True
+            ),
         }
         return {name: count for name, count in left.items() if count > 0}
 
-    def count_steps(self, request: Request) -> int:
-        """How many steps `steps` will yield for a resolved request."""
-        return len(noise_levels(request, self.schedule)) - 1
+    def count_steps(self, request: Request) -> int | None:
+        """How many steps `steps` will yield for a resolved request; None: only the walk will show."""
+        return count_steps(request, noise_levels(request, self.schedule))
 
     # -- the one way
 
@@ -241,7 +281,8 @@ class Model(Member):
         Raises:
             RequestError: the request cannot be answered by this model, or a step is not finite.
         """
-        walk = prepare(self, self.resolve(request), prompts, self.refiner)
+        request = self.resolve(request)
+        walk = prepare(self, request, _said(_wordings(request, prompts)), self.refiner, self.guide)
         try:
             yield from walk.steps()
         finally:
@@ -249,9 +290,9 @@ class Model(Member):
 
     def _rest(self) -> None:
         """Let go of the networks that can be brought again (`--low-memory`)."""
-        self.networks.free()
-        if self.refiner is not None:
-            self.refiner.networks.free()
+        for model in (self, self.refiner, self.guide):
+            if model is not None:
+                model.networks.free()
 
     # -- between pictures and latents
 
@@ -285,6 +326,37 @@ class Model(Member):
             OutputError: it could not be written.
         """
         write_folder(Path(folder), Checkpoint(self.preset, self.weights(), self.tokenizers))
+
+
+def _wordings(request: Request, prompts: Sequence[str] | None) -> list[Wording]:
+    """The words of each picture of a resolved request, without files.
+
+    Raises:
+        RequestError: a file of words cannot be read, or there are not as many prompts as pictures.
+    """
+    if prompts is not None and len(prompts) != request.batch:
+        raise RequestError(f"{len(prompts)} prompts for a batch of {request.batch}: give one per picture")
+    if not isinstance(request, Prompted):
+        return [Wording("")] * request.batch
+    asked = [wording_of(request)] * request.batch
+    if prompts is not None:
+        asked = [replace(wording, prompt=prompt) for wording, prompt in zip(asked, prompts, strict=True)]
+    return [wording.resolved(needed(request.seed) + k) for k, wording in enumerate(asked)]
+
+
+def _said(wordings: Sequence[Wording]) -> Sequence[Wording]:
+    """One for all pictures, where all are told the same."""
+    return wordings[:1] if len(set(wordings)) == 1 else wordings
+
+
+def _alone(request: Request, k: int, wording: Wording) -> Request:
+    """The request of picture k of a batch, told these words."""
+    changes: dict[str, object] = {"seed": needed(request.seed) + k, "batch": 1}
+    if isinstance(request, Prompted):
+        changes |= {"prompt": wording.prompt, "negative_prompt": wording.negative_prompt}
+        changes |= {"prompt_2": wording.prompt_2, "negative_prompt_2": wording.negative_prompt_2}
+        changes |= {"style": (), "styles": None, "wildcards": None}
+    return request.changed(**changes)
 
 
 @contextmanager

@@ -21,8 +21,10 @@ from torch import Tensor
 from safelight.checkpoints.writing import atomic
 from safelight.errors import OutputError, RequestError
 from safelight.tasks.metadata import RECORD_CHUNK, TEXT_CHUNK
+from safelight.tasks.metadata.formats import Format, blocks, format_of, require_room
 
 _DATA_URI = "data:"
+_JPEG_QUALITY = 95
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
@@ -122,29 +124,64 @@ def sha256(data: bytes) -> str:
 
 def _png(image: Image.Image) -> bytes:
     """PNG bytes with the texts of `image.info`; the same picture gives the same bytes."""
-    texts = PngImagePlugin.PngInfo()
-    for chunk in (TEXT_CHUNK, RECORD_CHUNK):
-        if chunk in image.info:
-            texts.add_text(chunk, image.info[chunk])
+    return encode(image, "PNG")
+
+
+def encode(image: Image.Image, format_: Format, quality: int | None = None) -> bytes:
+    """The bytes of a file, with the texts of `image.info` and nothing else of it.
+
+    PNG has them in text chunks; JPEG and WebP in EXIF and XMP. The same picture gives the same bytes.
+
+    Args:
+        image: as `Model.draw` gives it.
+        format_: see `format_of`.
+        quality: 1 to 100, of JPEG (default 95, colours at full size) and WebP (default: lossless).
+
+    Raises:
+        OutputError: see `require_room`.
+        RequestError: the quality is out of range, or of a PNG.
+    """
+    if quality is not None and (format_ == "PNG" or not 1 <= quality <= 100):
+        raise RequestError(f"quality cannot be {quality}: give 1 to 100, and a .jpg or .webp")
+    said = {name: image.info[name] for name in (TEXT_CHUNK, RECORD_CHUNK) if name in image.info}
+    require_room(format_, image.size, said)
+    bare = image.copy()
+    bare.info = {}  # else Pillow writes what another file said: its colour profile, its comment
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=texts)
+    if format_ == "PNG":
+        texts = PngImagePlugin.PngInfo()
+        for name, text in said.items():
+            texts.add_text(name, text)
+        bare.save(buffer, format="PNG", pnginfo=texts)
+        return buffer.getvalue()
+    block, packet = blocks(said)
+    if format_ == "JPEG":
+        level = _JPEG_QUALITY if quality is None else quality
+        bare.save(buffer, format="JPEG", quality=level, subsampling="4:4:4", exif=block, xmp=packet)
+    elif quality is None:
+        bare.save(buffer, format="WEBP", lossless=True, exif=block, xmp=packet)
+    else:
+        bare.save(buffer, format="WEBP", quality=quality, exif=block, xmp=packet)
     return buffer.getvalue()
 
 
-def save_picture(image: Image.Image, path: str | Path, *, overwrite: bool = True) -> None:
-    """Write a PNG with its metadata, atomically: whole under its name, or not at all.
+def save_picture(image: Image.Image, path: str | Path, *, overwrite: bool = True, quality: int | None = None) -> None:
+    """Write a PNG, JPEG or WebP with its metadata, atomically: whole under its name, or not at all.
 
     Args:
         image: as `Model.txt2img` gives it; its `info` texts are written.
-        path: ends in .png.
+        path: ends in .png, .jpg, .jpeg or .webp.
         overwrite: whether a file of that name may be replaced.
+        quality: 1 to 100, of JPEG (default 95) and WebP (default: lossless).
 
     Raises:
-        OutputError: it could not be written (a full disk, no such folder), or exists and may not be replaced.
+        RequestError: the path ends in something else, or the quality is out of range.
+        OutputError: it could not be written (a full disk, no such folder), exists and may not be replaced, or has no
+            room for the metadata (`require_room`).
             Nothing is left then, and what was there before is as it was.
     """
     path = Path(path)
-    data = _png(image)
+    data = encode(image, format_of(path), quality)
     reserved = False
     try:
         with atomic(path) as temporary:
@@ -158,7 +195,7 @@ def save_picture(image: Image.Image, path: str | Path, *, overwrite: bool = True
         raise
 
 
-def save_numbered(images: Sequence[Image.Image], path: Path) -> list[Path]:
+def save_numbered(images: Sequence[Image.Image], path: Path, *, quality: int | None = None) -> list[Path]:
     """Save one picture as `path`, or n as NAME-0.png ... NAME-(n-1).png beside it; returns where.
 
     Raises:
@@ -166,7 +203,7 @@ def save_numbered(images: Sequence[Image.Image], path: Path) -> list[Path]:
     """
     paths = numbered(path, len(images))
     for image, where in zip(images, paths, strict=True):
-        save_picture(image, where)
+        save_picture(image, where, quality=quality)
     return paths
 
 

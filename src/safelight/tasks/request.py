@@ -9,9 +9,8 @@ it. This module does not import torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import UnionType
-from typing import Annotated, ClassVar, Self, get_args, get_origin
+from typing import Annotated, ClassVar, Literal, Self, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -19,6 +18,8 @@ from pydantic.fields import FieldInfo
 
 from safelight.diffusion.names import SAMPLER_NAMES, SPACING_NAMES
 from safelight.errors import RequestError
+from safelight.tasks.fields import GuidanceFields, SamplerFields
+from safelight.tasks.marks import Flag, Group, Positional, Recorded
 
 MAX_SEED = 2**64 - 1
 """What `torch.Generator.manual_seed` takes."""
@@ -27,36 +28,7 @@ MAX_PIXELS = 2**26
 """Of all pictures of a batch together: 64 pictures of a megapixel, or one of 8192x8192."""
 
 
-@dataclass(frozen=True)
-class Flag:
-    """How a field is called on the command line, where that is not its own name."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Positional:
-    """The one field of a request that needs no flag on the command line."""
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A field that the model fills in for the record; no face asks the user for it."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Under which heading a field stands in help and forms, where that is not the task's own."""
-
-    name: str
-    """One of HEADINGS."""
-
-
-HEADINGS = ("Sampler", "Guidance", "Prompt", "Stable Diffusion XL")
-"""In the order in which they are shown, behind the task's own fields."""
-
-
-class Request(BaseModel):
+class Request(SamplerFields, GuidanceFields, BaseModel):
     """What all requests have in common. Construct one of the tasks in `requests`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # ten tasks, of which one is asked
@@ -126,8 +98,8 @@ def positional(request: type[Request]) -> str | None:
 
 
 def asked(request: type[Request]) -> dict[str, FieldInfo]:
-    """The fields that a user may give."""
-    fields = request.model_fields.items()
+    """The fields that a user may give; those of the task itself first."""
+    fields = sorted(request.model_fields.items(), key=lambda item: group(item[1]) is not None)
     return {name: field for name, field in fields if not any(isinstance(m, Recorded) for m in field.metadata)}
 
 
@@ -155,6 +127,11 @@ def _wanted(field: FieldInfo) -> str:
     kinds = {int: "a whole number", float: "a number", str: "text"}
     annotation = field.annotation
     members = get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
+    choices = next((get_args(member) for member in members if get_origin(member) is Literal), None)
+    if choices is not None:
+        return f"one of {', '.join(choices)}"
+    if bool in members:
+        return "true or false"
     several = next((get_args(member) for member in members if get_origin(member) is tuple), None)
     if several is not None:
         return f"{len(several)} numbers" if ... not in several else "one or more of them"

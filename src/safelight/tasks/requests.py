@@ -10,7 +10,9 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
-from safelight.tasks.request import MAX_SIDE, Flag, Group, Positional, Recorded, Request
+from safelight.conditioning.prompts.emphasis import Emphasis
+from safelight.tasks.marks import Flag, Group, Positional, Recorded
+from safelight.tasks.request import MAX_SIDE, Request
 
 MAX_PROMPT = 32_000
 
@@ -18,7 +20,7 @@ _AS_STARTED = "Pixels. Default: that of the picture started from."
 _NO_NUL = r"^[^\x00]*$"
 """A PNG text chunk cannot hold a zero byte."""
 _TOLD = "that the model is told"
-_SDXL = Group("Stable Diffusion XL")
+_PROMPT, _SDXL = Group("Prompt"), Group("Stable Diffusion XL")
 
 SWITCH = 0.8
 """Where SDXL's refiner takes over: it was trained on the last 200 of 1000 timesteps (Podell et al. 2023, sec. 2.5)."""
@@ -47,6 +49,55 @@ class Prompted(Request):
         Flag("negative"),
         Field(description="What to stay away from.", max_length=MAX_PROMPT, pattern=_NO_NUL),
     ] = ""
+    emphasis: Annotated[
+        Emphasis,
+        _PROMPT,
+        Field(
+            description="What (brackets:1.2) do: none reads them as words, ignore takes them away, original weighs "
+            "words and keeps the mean, no-norm weighs them and does not."
+        ),
+    ] = "original"
+    clip_skip: Annotated[
+        int | None,
+        _PROMPT,
+        Field(description="Read the text tower's last but so many layers; 1 is the last. Default: 1.", ge=1, le=64),
+    ] = None
+    style: Annotated[
+        tuple[str, ...], _PROMPT, Field(description="A style to put around the prompt; may be given several times.")
+    ] = ()
+    styles: Annotated[
+        str | None,
+        _PROMPT,
+        Field(description="The table that styles are in: a CSV file of name,prompt,negative_prompt.", min_length=1),
+    ] = None
+    wildcards: Annotated[
+        str | None,
+        _PROMPT,
+        Field(description="A folder: __name__ becomes a line of name.txt in it, chosen by the seed.", min_length=1),
+    ] = None
+    regions: Annotated[
+        tuple[Picture, ...] | None,
+        _PROMPT,
+        Field(
+            description="For each part of the prompt that AND joins, where it acts: LEFT,TOP,WIDTH,HEIGHT in parts of "
+            "the picture, a grey picture that is white there, or - for everywhere."
+        ),
+    ] = None
+    prompt_2: Annotated[
+        str | None,
+        _SDXL,
+        Field(
+            description="What the second text tower is told. Default: the same.", max_length=MAX_PROMPT, pattern=_NO_NUL
+        ),
+    ] = None
+    negative_prompt_2: Annotated[
+        str | None,
+        Flag("negative-2"),
+        _SDXL,
+        Field(
+            description="What it is told to stay away from. Default: the same.", max_length=MAX_PROMPT, pattern=_NO_NUL
+        ),
+    ] = None
     original_size: Annotated[
         Pair | None,
         _SDXL,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
-from safelight.diffusion.samplers import SAMPLERS
+from safelight.diffusion.samplers import SAMPLERS, SamplerOptions, bind
 from safelight.diffusion.schedule import Schedule
 from safelight.diffusion.sigmas import SPACINGS, sigmas, tail
 from safelight.errors import RequestError
 from safelight.presets import Preset
 from safelight.presets import conditions as told_by
+from safelight.tasks import inputs
+from safelight.tasks.prompts.wording import Wording
 from safelight.tasks.request import MAX_PIXELS, MAX_SEED, Request
 from safelight.tasks.requests import (
     SWITCH,
@@ -66,11 +69,12 @@ _GUIDES = (told_by.Words, told_by.Label, told_by.Boxes, told_by.SeenPicture)
 """Conditions that can be left unsaid, so that guidance has something to steer away from."""
 
 
-def resolve(request: R, preset: Preset, refiner: Preset | None = None) -> R:
+def resolve(request: R, preset: Preset, refiner: Preset | None = None, *, guided: bool = False) -> R:
     """The same request with nothing left open, for a model of this preset.
 
     Args:
         refiner: the preset of the model that goes on at the request's `switch`.
+        guided: whether there is a weaker model for the request's `autoguidance`.
 
     Raises:
         RequestError: the model does not do this task; an unknown sampler or spacing, a size that the autoencoder
@@ -80,16 +84,18 @@ def resolve(request: R, preset: Preset, refiner: Preset | None = None) -> R:
         can = ", ".join(task.task for task in tasks_of(preset))
         raise RequestError(f"{preset.name} does not do {request.task}, but {can}: ask for that, or use another model")
     _unread(request, preset)
+    _second(request, preset)
     sampler = preset.sampler if request.sampler is None else request.sampler
-    if sampler not in SAMPLERS:
-        raise RequestError(f"there is no sampler {sampler!r}: the samplers are {', '.join(sorted(SAMPLERS))}")
+    bind(sampler, sampler_options(request))
     spacing = request.spacing
     if spacing is None:
         spacing = preset.spacing if sampler == preset.sampler else SAMPLERS[sampler].spacing
     if spacing not in SPACINGS:
         raise RequestError(f"there is no schedule {spacing!r}: the schedules are {', '.join(sorted(SPACINGS))}")
-    guidance = preset.guidance if request.guidance is None else request.guidance
-    if guidance != 1.0 and not any(isinstance(condition, _GUIDES) for condition in preset.conditions):
+    guidance = _guidance(request, preset)
+    if (guidance != 1.0 or request.cfg_pp) and not any(
+        isinstance(condition, _GUIDES) for condition in preset.conditions
+    ):
         raise RequestError(f"{preset.name} is told nothing that guidance could strengthen: use --guidance 1")
     width = _side("width", preset.width if request.width is None else request.width, preset.factor)
     height = _side("height", preset.height if request.height is None else request.height, preset.factor)
@@ -107,6 +113,8 @@ def resolve(request: R, preset: Preset, refiner: Preset | None = None) -> R:
         height=height,
         **_numbers(request, preset, refiner, (width, height)),
         **_switch(request, preset, refiner),
+        **_regions(request),
+        autoguidance=_autoguidance(request, preset, guided),
         **_noise_level(request, preset),
     )
     if needed(resolved.seed) + resolved.batch - 1 > MAX_SEED:
@@ -151,6 +159,33 @@ def _switch(request: Request, preset: Preset, refiner: Preset | None) -> dict[st
     return {}
 
 
+PLUS_PLUS = 0.6
+"""Guidance by CFG++ unless another is asked for; the paper's lambda (Chung et al. 2024, sec. 5)."""
+AUTOGUIDANCE = 1.0
+
+
+def _guidance(request: Request, preset: Preset) -> float:
+    """The scale, which CFG++ counts otherwise."""
+    if not request.cfg_pp:
+        return preset.guidance if request.guidance is None else request.guidance
+    if request.guidance is not None and request.guidance > 1:
+        raise RequestError(f"guidance {request.guidance:g} is too much for CFG++, where it goes from 0 to 1")
+    return PLUS_PLUS if request.guidance is None else request.guidance
+
+
+def _autoguidance(request: Request, preset: Preset, guided: bool) -> float | None:
+    if not guided and request.autoguidance is not None:
+        raise RequestError(f"{preset.name} has no weaker model for --autoguidance: give one by --guide")
+    return AUTOGUIDANCE if guided and request.autoguidance is None else request.autoguidance
+
+
+def _regions(request: Request) -> dict[str, object]:
+    """Where parts of the prompt act: pictures go into the record whole."""
+    if not isinstance(request, Prompted) or request.regions is None:
+        return {}
+    return {"regions": tuple(inputs.region_kept(text) for text in request.regions)}
+
+
 def _unread(request: Request, preset: Preset) -> None:
     """A prompt for a member that reads none would be left out without a word."""
     if not isinstance(request, Prompted) or preset.words:
@@ -158,6 +193,15 @@ def _unread(request: Request, preset: Preset) -> None:
     for name in ("prompt", "negative_prompt"):
         if getattr(request, name) != "":
             raise RequestError(f"{preset.name} reads no words: leave out the {name.replace('_', ' ')}")
+
+
+def _second(request: Request, preset: Preset) -> None:
+    """Second prompts are for a second text tower."""
+    if not isinstance(request, Prompted) or len(preset.words) > 1:
+        return
+    for name in ("prompt_2", "negative_prompt_2"):
+        if getattr(request, name) is not None:
+            raise RequestError(f"{preset.name} has one text tower: leave out {name}, or use an SDXL")
 
 
 def _noise_level(request: Request, preset: Preset) -> dict[str, object]:
@@ -177,6 +221,24 @@ def _noise_level(request: Request, preset: Preset) -> dict[str, object]:
     return {}
 
 
+def wording_of(request: Prompted) -> Wording:
+    """The words of a request as they were given."""
+    return Wording(
+        request.prompt,
+        request.negative_prompt,
+        request.prompt_2,
+        request.negative_prompt_2,
+        request.style,
+        None if request.styles is None else Path(request.styles),
+        None if request.wildcards is None else Path(request.wildcards),
+    )
+
+
+def sampler_options(request: Request) -> SamplerOptions:
+    """What the request asks of its sampler."""
+    return SamplerOptions(request.eta, request.s_churn, request.s_tmin, request.s_tmax, request.s_noise)
+
+
 def needed(value: T | None) -> T:
     """A field of a resolved request, which is never None."""
     if value is None:
@@ -193,6 +255,17 @@ def noise_levels(request: Request, schedule: Schedule) -> Tensor:
     sampler = SAMPLERS[needed(request.sampler)]
     levels = sigmas(schedule, needed(request.steps), needed(request.spacing), sampler.ends_at)
     return tail(levels, request.strength) if isinstance(request, ImageToImage) else levels
+
+
+def count_steps(request: Request, levels: Tensor) -> int | None:
+    """How many steps a resolved request's sampler takes over these levels; None: only the walk will show."""
+    return SAMPLERS[needed(request.sampler)].count(levels.tolist())
+
+
+def steps_of(request: Request, levels: Tensor) -> int:
+    """The steps that prompts count: those of the sampler, or of the levels where nobody knows."""
+    counted = count_steps(request, levels)
+    return len(levels) - 1 if counted is None else counted
 
 
 def _side(name: str, size: int, factor: int) -> int:

@@ -17,7 +17,11 @@ class Reading:
     tokenizer: Path | None = None
     """A folder with vocab.json and merges.txt, for files that have none."""
     vae: str | None = None
-    """An autoencoder to use in place of the model's: a file of it alone or of a whole model, or a folder."""
+    """An autoencoder to use in place of the model's: a file of it alone or of a whole model, a folder, or a hub id."""
+    text_encoder: tuple[str, ...] = ()
+    """A text encoder to use in place of the model's, given like --vae. Once for each of a model's two, in any order."""
+    normalizer: str | None = None
+    """Mean and deviation of picture embeddings, which original Stable unCLIP files keep beside (ViT-L-14_stats.th)."""
     revision: str = "main"
     """Of a hub id: a branch, tag or commit."""
 

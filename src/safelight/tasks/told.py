@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from safelight.conditioning import augmentation, depth, labels, sizes
 from safelight.conditioning import pictures as seen
 from safelight.conditioning.joining import beside
-from safelight.conditioning.text import encode_prompts, repeat, unsaid
+from safelight.conditioning.prompts.edits import Steps
+from safelight.conditioning.prompts.prompt import phases, read
+from safelight.conditioning.spoken import Spoken, Voice, speak
+from safelight.conditioning.text import Encoder, repeat, unsaid
+from safelight.diffusion.guidance import Branch, Said, always
 from safelight.diffusion.noise import Noise
 from safelight.diffusion.schedule import Schedule
 from safelight.doors import Conditioning
@@ -34,6 +38,8 @@ from safelight.presets import Preset
 from safelight.presets import conditions as told_by
 from safelight.tasks import inputs
 from safelight.tasks.pictures import to_pixels
+from safelight.tasks.prompts.readers import readers
+from safelight.tasks.prompts.wording import Wording
 from safelight.tasks.request import Request
 from safelight.tasks.requests import (
     ClassToImage,
@@ -56,13 +62,23 @@ Sides = tuple[Conditioning, Conditioning | None]
 """What a condition says, and what guidance steers away from; None: the same."""
 
 
+@dataclass
+class Clock:
+    """At which step a walk is: what is said may change from one to the next."""
+
+    step: int = 1
+
+
 @dataclass(frozen=True)
 class Told:
     """Both sides of guidance, each with the batch of the request."""
 
-    cond: Conditioning
-    uncond: Conditioning | None
+    branches: tuple[Branch[Conditioning], ...]
+    """What acts together: one, or the parts of a prompt."""
+    uncond: Said[Conditioning] | None
     """None where the request asks for no guidance."""
+    empty: Said[Conditioning] | None = None
+    """What says nothing, where a negative prompt is kept apart from it."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +92,11 @@ class Teller:
     request: Request
     noise: Noise
     """Conditions under noise take it from the pictures' own generators, after the first draw."""
-    prompts: Sequence[str]
-    """One for all pictures, or one for each."""
+    wordings: Sequence[Wording]
+    """Resolved: one for all pictures, or one for each."""
+    steps: int
+    """Of the walk: what prompts that change count."""
+    clock: Clock
     canvas: tuple[Image.Image, Image.Image] | None = None
     """The picture and the hole that inpainting draws on."""
 
@@ -87,26 +106,93 @@ class Teller:
         Raises:
             RequestError: the request lacks what the member must be told.
         """
-        guided = needed(self.request.guidance) != 1.0
-        sides: list[Sides] = [self._sides(condition, guided) for condition in self.preset.conditions]
+        guided = needed(self.request.guidance) != 1.0 or self.request.cfg_pp
+        voices = self._voices()
+        branches = self._spoken(voices, negative=False) if voices else (Spoken(1.0, ()),)
+        guided = guided or len(branches) > 1 or branches[0].weight != 1.0
+        sides = [self._sides(c, guided) for c in self.preset.conditions if not isinstance(c, told_by.Words)]
+        yes = [side for side, _ in sides]
+        no = [side if other is None else other for side, other in sides]
 
-        def join(parts: Sequence[Conditioning]) -> Conditioning:
+        def join(words: Conditioning | None, others: Sequence[Conditioning]) -> Conditioning:
+            parts = [*([] if words is None else [words]), *others]
             whole = beside([self._for_batch(part) for part in parts])
             return whole.map(lambda door: door.to(device, dtype if door.is_floating_point() else None))
 
-        cond = join([yes for yes, _ in sides])
-        return Told(cond, join([yes if no is None else no for yes, no in sides]) if guided else None)
+        def said(spoken: Spoken, others: Sequence[Conditioning]) -> Said[Conditioning]:
+            if not spoken.conds:
+                return always(join(None, others))
+            made = {id(words): join(words, others) for _, words in spoken.conds}
+            return lambda: made[id(spoken.at(min(self.clock.step, self.steps)))]
+
+        def alone(negative: Sequence[Wording] | None) -> Said[Conditioning]:
+            [spoken] = self._spoken(voices, negative=True, wordings=negative) if voices else [Spoken(1.0, ())]
+            return said(spoken, no)
+
+        masks = self._regions(len(branches), device)
+        return Told(
+            tuple(Branch(said(b, yes), b.weight, mask) for b, mask in zip(branches, masks, strict=True)),
+            alone(None) if guided else None,
+            alone([Wording("")]) if guided and self.request.perp_neg is not None else None,
+        )
+
+    def _regions(self, branches: int, device: torch.device) -> list[Tensor | None]:
+        """Where each branch acts, (1, 1, h, w)."""
+        regions = self.request.regions if isinstance(self.request, Prompted) else None
+        if regions is None:
+            return [None] * branches
+        if len(regions) != branches:
+            raise RequestError(
+                f"{len(regions)} regions for {branches} parts of the prompt: give one for each part that AND joins"
+            )
+        factor = self.preset.factor
+        size = (needed(self.request.height) // factor, needed(self.request.width) // factor)
+        masks = [inputs.region(text, size) for text in regions]
+        return [None if mask is None else mask.to(device) for mask in masks]
 
     def _for_batch(self, cond: Conditioning) -> Conditioning:
         """Doors of one picture for all of the batch."""
         doors = [door for door in (cond.context, cond.vector, cond.concat) if door is not None]
         return repeat(cond, self.request.batch) if doors and len(doors[0]) == 1 else cond
 
+    def _voices(self) -> list[Voice]:
+        """The text towers, each encoding no text twice."""
+        if not self.preset.words:
+            return []
+        request = _as(Prompted, self.request, "a prompt", "txt2img")
+        reading = readers(self.preset, self.tokenizers, request.emphasis)
+        return [
+            Voice(
+                Encoder(
+                    reading[words.part],
+                    cast("ClipText | Bert", self.networks[words.part]),
+                    states=words.states,
+                    pooled=words.pooled,
+                    clip_skip=1 if request.clip_skip is None else request.clip_skip,
+                ),
+                second=words.part == told_by.TEXT_2 and len(self.preset.words) > 1,
+                zeros=words.zeros,
+            )
+            for words in self.preset.words
+        ]
+
+    def _spoken(
+        self, voices: Sequence[Voice], *, negative: bool, wordings: Sequence[Wording] | None = None
+    ) -> tuple[Spoken, ...]:
+        """What the prompts say at every step."""
+        steps = Steps(self.steps)
+        found = []
+        for wording in self.wordings if wordings is None else wordings:
+            first, second = (
+                (wording.negative_prompt, wording.negative_prompt_2) if negative else (wording.prompt, wording.prompt_2)
+            )
+            other = None if second is None else read(second, negative=negative)
+            found.append(phases(read(first, negative=negative), steps, other))
+        return speak(found, voices, negative=negative)
+
     def _sides(self, condition: told_by.Condition, guided: bool) -> Sides:
         sides: Sides
         match condition:
-            case told_by.Words():
-                sides = self._words(condition, guided)
             case told_by.Numbers():
                 sides = self._numbers(condition)
             case told_by.Label():
@@ -127,20 +213,6 @@ class Teller:
 
     def _network(self, part: str, kind: type[N]) -> N:
         return cast(N, self.networks[part])
-
-    def _words(self, words: told_by.Words, guided: bool) -> Sides:
-        request = _as(Prompted, self.request, "a prompt", "txt2img")
-        tower = cast("ClipText | Bert", self.networks[words.part])
-
-        def say(prompts: Sequence[str]) -> Conditioning:
-            tokenizer = self.tokenizers[words.part]
-            return encode_prompts(tokenizer, tower, prompts, states=words.states, pooled=words.pooled)
-
-        cond = say(self.prompts)
-        if not guided:
-            return cond, None
-        uncond = say([request.negative_prompt])
-        return cond, unsaid(uncond) if words.zeros and request.negative_prompt == "" else uncond
 
     def _numbers(self, numbers: told_by.Numbers) -> Sides:
         request = _as(Prompted, self.request, "sizes", "txt2img")

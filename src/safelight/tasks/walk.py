@@ -15,10 +15,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from safelight.diffusion.denoiser import Denoise
-from safelight.diffusion.guidance import classifier_free, conditioned, keep_known
+from safelight.diffusion.guidance import keep_known
 from safelight.diffusion.noise import Noise
-from safelight.diffusion.samplers import SAMPLERS, Step, finish, start
-from safelight.errors import RequestError
+from safelight.diffusion.samplers import SampleFunction, Step, bind, finish, start
 from safelight.presets.conditions import HiddenPicture
 from safelight.presets.preset import UNET
 from safelight.tasks import inputs
@@ -27,17 +26,19 @@ from safelight.tasks.drawn import drawn_on
 from safelight.tasks.handover import handed_over
 from safelight.tasks.member import Member
 from safelight.tasks.pictures import require_finite, to_pixels
+from safelight.tasks.prompts.wording import Wording
 from safelight.tasks.request import Request
 from safelight.tasks.requests import ImageToImage, Inpaint, Prompted
-from safelight.tasks.resolve import needed, noise_levels
-from safelight.tasks.told import Teller
+from safelight.tasks.resolve import needed, noise_levels, sampler_options
+from safelight.tasks.steering import steered, unsteered
+from safelight.tasks.told import Clock
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A resolved request with all that its steps need."""
+    """All that the steps of a request need."""
 
-    request: Request
+    sampler: SampleFunction
     levels: Tensor
     """(n + 1,) sigmas."""
     x: Tensor
@@ -46,6 +47,7 @@ class Walk:
     noise: Noise
     canvas: Canvas | None
     """What inpainting draws on."""
+    clock: Clock
 
     def steps(self) -> Iterator[Step]:
         """The sampler's steps.
@@ -54,14 +56,14 @@ class Walk:
             RequestError: a step is not finite.
         """
         with torch.inference_mode():
-            sampler = SAMPLERS[needed(self.request.sampler)].function
-            walk = sampler(self.denoise, self.x, self.levels, self.noise)
+            walk = self.sampler(self.denoise, self.x, self.levels, self.noise)
         while True:
             with torch.inference_mode():  # not around the yield: what the reader does is the reader's affair
                 step = next(walk, None)
                 if step is None:
                     return
                 require_finite(step.x, f"step {step.index + 1}")
+                self.clock.step = step.index + 2
             yield step
 
     def end(self, x: Tensor) -> Tensor:
@@ -71,7 +73,11 @@ class Walk:
 
 @torch.inference_mode()
 def prepare(
-    member: Member, request: Request, prompts: Sequence[str] | None = None, refiner: Member | None = None
+    member: Member,
+    request: Request,
+    wordings: Sequence[Wording],
+    refiner: Member | None = None,
+    guide: Member | None = None,
 ) -> Walk:
     """Everything up to the first step: pictures are encoded, conditions are told, noise is drawn.
 
@@ -79,42 +85,40 @@ def prepare(
 
     Args:
         request: resolved.
-        prompts: one for each picture of the batch; None: the request's for all.
+        wordings: what is said to each picture of the batch, or one for all.
         refiner: who takes over at the request's `switch`.
+        guide: a weaker member that the request's `autoguidance` leads away from.
 
     Raises:
         RequestError: the request lacks what the member must be told, or a picture cannot be read.
     """
-    if prompts is not None and len(prompts) != request.batch:
-        raise RequestError(f"{len(prompts)} prompts for a batch of {request.batch}: give one per picture")
-    if prompts is None:
-        prompts = [request.prompt] if isinstance(request, Prompted) else []
     levels = noise_levels(request, member.schedule)
     canvas = drawn_on(request) if isinstance(request, Inpaint) else None
-    shape = member.latent_shape(needed(request.width), needed(request.height))
-    noise = Noise([needed(request.seed) + k for k in range(request.batch)], shape)
+    noise = _noise(member, request)
     x, known = _first(member, request, noise().to(member.device), levels, canvas)
-    denoise = _told(member, request, noise, prompts, canvas)
+    clock = Clock()
+
+    def told(other: Member, asked: Request) -> Denoise:
+        again = _noise(member, request)
+        again()  # that which the walk starts from: conditions under noise meet the same as the member's
+        denoise = steered(other, asked, again, wordings, canvas, levels, clock)
+        other.networks.free(but=(UNET,))
+        return denoise
+
+    weaker = None if guide is None else told(guide, unsteered(request))
+    denoise = steered(member, request, noise, wordings, canvas, levels, clock, weaker)
     member.networks.free(but=(UNET,))
     if refiner is not None and isinstance(request, Prompted):
-        after = _told(refiner, request, noise, prompts, canvas)
-        refiner.networks.free()
-        denoise = handed_over(member, denoise, refiner, after, needed(request.switch))
+        denoise = handed_over(member, denoise, refiner, told(refiner, request), needed(request.switch))
     if known is not None:
         denoise = keep_known(denoise, *known)
-    return Walk(request, levels, x, denoise, noise, canvas)
+    sampler = bind(needed(request.sampler), sampler_options(request), member.schedule)
+    return Walk(sampler, levels, x, denoise, noise, canvas, clock)
 
 
-def _told(member: Member, request: Request, noise: Noise, prompts: Sequence[str], canvas: Canvas | None) -> Denoise:
-    """The member's network told of what the request says, under guidance."""
-    hidden = None if canvas is None else (canvas.picture(), canvas.hole())
-    teller = Teller(
-        member.preset, member.networks, member.tokenizers, member.to_latent, request, noise, prompts, hidden
-    )
-    told = teller.tell(member.device, member.dtype)
-    if told.uncond is None:
-        return conditioned(member.denoiser(), told.cond)
-    return classifier_free(member.denoiser(), told.cond, told.uncond, needed(request.guidance))
+def _noise(member: Member, request: Request) -> Noise:
+    shape = member.latent_shape(needed(request.width), needed(request.height))
+    return Noise([needed(request.seed) + k for k in range(request.batch)], shape)
 
 
 def _first(

@@ -18,17 +18,21 @@ from safelight.checkpoints.configs.clip import (
 from safelight.checkpoints.configs.depth import depth_json, read_depth
 from safelight.checkpoints.configs.extractor import clip_extractor_json, depth_extractor_json
 from safelight.checkpoints.configs.scheduler import (
-    SCHEDULERS,
+    Scheduling,
     noise_json,
     read_habits,
     read_noise,
     read_schedule,
+    read_scheduler,
     schedule_json,
+    scheduler_json,
 )
+from safelight.checkpoints.configs.scheduler_classes import SCHEDULERS
 from safelight.checkpoints.configs.unet import read_unet, unet_json
 
 __all__ = [
     "SCHEDULERS",
+    "Scheduling",
     "autoencoder_json",
     "bert_json",
     "clip_extractor_json",
@@ -44,10 +48,12 @@ __all__ = [
     "read_noise",
     "read_normalizer",
     "read_schedule",
+    "read_scheduler",
     "read_text",
     "read_unet",
     "read_vision",
     "schedule_json",
+    "scheduler_json",
     "text_json",
     "unet_json",
     "vision_json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from safelight.checkpoints.fields import Fields
@@ -17,12 +18,8 @@ attention but left by a residual block."""
 
 _MUST: dict[str, object] = {
     "center_input_sample": False,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "downsample_padding": 1,
     "mid_block_scale_factor": 1,
     "act_fn": "silu",
-    "norm_eps": RESNET_EPS,
     "time_embedding_type": "positional",
     "time_embedding_dim": None,
 }
@@ -65,7 +62,7 @@ def read_unet(path: Path, kind: str | None = None) -> tuple[UNetConfig, int | No
     fields = Fields(path)
     found = fields.kind(kind, (CONDITIONAL, UNCONDITIONAL))
     try:
-        config = _conditional(fields) if found == CONDITIONAL else _unconditional(fields)
+        config = _detailed(fields, _conditional(fields) if found == CONDITIONAL else _unconditional(fields))
     except ValueError as error:  # the config's own check of what belongs together
         raise ModelFileError(f"{path}: {error}") from error
     size = fields.get("sample_size", None)
@@ -90,9 +87,28 @@ def unet_json(config: UNetConfig, latent_size: int) -> dict[str, object]:
         "block_out_channels": list(config.channels),
         "layers_per_block": config.blocks_per_level,
         "norm_num_groups": config.norm_groups,
+        "norm_eps": config.norm_eps,
+        "freq_shift": config.time_shift,
+        "flip_sin_to_cos": not config.time_sines_first,
+        "downsample_padding": int(config.halves_symmetrically),
         **(_unconditional_json(config) if config.context_width is None else _conditional_json(config)),
         **{name: value for name, value in _MUST.items() if value is not None},
     }
+
+
+def _detailed(fields: Fields, config: UNetConfig) -> UNetConfig:
+    """The config with what of its layers no shape tells."""
+    shift, padding = (fields.get(name, default) for name, default in (("freq_shift", 0), ("downsample_padding", 1)))
+    for name, value in (("freq_shift", shift), ("downsample_padding", padding)):
+        if isinstance(value, bool) or value not in (0, 1):
+            raise fields.bad(name, value, "0 or 1")
+    return replace(
+        config,
+        norm_eps=fields.number("norm_eps", RESNET_EPS),
+        time_shift=int(shift == 1),
+        time_sines_first=not fields.flag("flip_sin_to_cos", True),
+        halves_symmetrically=padding == 1,
+    )
 
 
 def unet_class(config: UNetConfig) -> str:

@@ -6,19 +6,24 @@ Two programs wrote such files. They name UNet and autoencoder alike; what is tol
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+
+import torch
+from torch import Tensor
 
 from safelight.checkpoints.keys import Drop, Layout, Pair
 from safelight.checkpoints.layouts import bert, ldm, midas, openclip, transformers
 from safelight.models.bert import BertConfig
 from safelight.models.networks import shapes_of
-from safelight.presets import Preset
+from safelight.presets import PRESETS, Preset
 from safelight.presets.conditions import (
     BOXES,
     DEPTH,
     LABELS,
     NORMALIZER,
     RESCALER,
+    TEXT,
+    TEXT_2,
     VISION,
     Boxes,
     DepthMap,
@@ -37,8 +42,12 @@ IMAGE_TOWER = "embedder.model."
 SCALE = "scale_factor"
 """The latent scale, where training measured it."""
 
-ABSENT = {NORMALIZER: "the statistics of CLIP's embeddings, which the original code keeps in a file of their own"}
-"""Parts that no original file holds, and why."""
+STATISTICS = {"mean": "noise_augmentor.data_mean", "std": "noise_augmentor.data_std"}
+"""The statistics of CLIP's embeddings, as the original code calls them. Its own files lack them: it keeps them in a
+file beside. Ours have them, which it does not mind."""
+
+BROUGHT = {AUTOENCODER: "--vae", **dict.fromkeys((TEXT, TEXT_2), "--text-encoder"), NORMALIZER: "--normalizer"}
+"""Parts that a file may lack altogether, and by which option one is given."""
 
 _TABLE = "a table computed from a noise schedule"
 
@@ -49,7 +58,8 @@ def layout(preset: Preset, keys: Collection[str] = (), *, ema: bool = False) -> 
     """The layout of a whole file.
 
     Args:
-        keys: those of the file to be read, for the writings that differ from file to file; none: as a file is written.
+        keys: those of the file to be read, for what differs from file to file: writings, and parts that it lacks
+            (`BROUGHT`); none: as a file is written.
         ema: take the UNet's running average (`model_ema.*`) instead of its last weights.
     """
     pairs = {UNET: ldm.unet(preset.unet, ema=ema)}
@@ -60,8 +70,20 @@ def layout(preset: Preset, keys: Collection[str] = (), *, ema: bool = False) -> 
         pairs[part] = found
         drops += unused
     drops += [*_tables(preset), Drop(SCALE, "read as the latent scale")]
+    if keys:
+        lacking = [part for part in BROUGHT if part in pairs and not any(pair.theirs in keys for pair in pairs[part])]
+        pairs = {part: found for part, found in pairs.items() if part not in lacking}
     shapes = {part: shapes_of(config) for part, config in preset.networks.items() if part in pairs}
     return Layout(pairs, shapes, tuple(drops))
+
+
+def save(preset: Preset, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """A whole file of a member's parts, as far as they are there, with the latent scale if it is not the preset's."""
+    whole = layout(preset)
+    tensors = Layout({part: pairs for part, pairs in whole.pairs.items() if part in parts}, whole.shapes).save(parts)
+    if preset.name not in PRESETS or preset.latent_scale != PRESETS[preset.name].latent_scale:
+        tensors[SCALE] = torch.tensor(preset.latent_scale)
+    return tensors
 
 
 def is_new(preset: Preset, keys: Collection[str] = ()) -> bool:
@@ -94,6 +116,7 @@ def _told(preset: Preset, keys: Collection[str]) -> Iterator[Part]:
                     openclip.vision(condition.tower, IMAGE_TOWER),
                     (*openclip.vision_drops(IMAGE_TOWER), *tables),
                 )
+                yield NORMALIZER, tuple(Pair(theirs, ours) for ours, theirs in STATISTICS.items()), ()
             case SmallPicture() | HiddenPicture() | Numbers():
                 pass
 

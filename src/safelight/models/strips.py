@@ -1,0 +1,323 @@
+"""Pictures that are too large to be encoded or decoded at once: strip by strip, and the same numbers but for rounding.
+
+Others cut the latent into overlapping tiles and blend what comes of them. The group norms and the attention of each
+tile then see that tile only, so that brightness and colour differ between tiles. Here nothing is cut. A layer is
+evaluated on strips of rows, with as many rows above and below as it sees; what depends on the whole picture is found
+first, from all strips: mean and variance of a group norm, keys and values of the attention.
+
+What this costs: the finest level's activations can be kept only once, so that what is needed both for a norm's
+statistics and behind it is computed twice. This is the first convolution of each residual block of that level, and in
+the decoder also the upsampling before it; `DoublingConv` saves about as much. At most one activation of the finest
+level is in memory, with what a few strips need: for Stable Diffusion's autoencoder 512 bytes per pixel in float32.
+
+Shapes: B batch, C channels, H W size of a picture or an activation, h w latent size.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from safelight.models.autoencoder import Autoencoder, AutoencoderConfig, Level, Middle
+from safelight.models.layers import PositionAttention, ResnetBlock, Upsample, attend
+
+LARGEST_AT_ONCE = 768 << 20
+"""Bytes of the largest activation up to which strips are not needed: memory's peak is some four times as much."""
+STRIP_BYTES = 64 << 20
+"""Of a strip of an activation; some five times as much is in memory while it is made."""
+QUERIES_AT_ONCE = 4096
+"""Where attention holds all scores in memory, they are of so many queries at a time."""
+
+
+def strips_needed(config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, batch: int = 1) -> bool:
+    """Whether a picture (batch, 3, height, width) is so large that it should be encoded and decoded in strips."""
+    widths = config.channels
+    numbers = max(
+        width_here * (height >> level) * (width >> level)
+        for level in range(len(widths))
+        for width_here in widths[level : level + 2]  # an upsampled activation still has the coarser level's channels
+    )
+    return batch * numbers * dtype.itemsize > LARGEST_AT_ONCE
+
+
+def decode(autoencoder: Autoencoder, z: Tensor) -> Tensor:
+    """`Autoencoder.decode`, in strips if the picture is large: (B, C, h, w) -> (B, 3, H, W)."""
+    factor, (B, _, h, w) = autoencoder.config.factor, z.shape
+    if strips_needed(autoencoder.config, h * factor, w * factor, z.dtype, B):
+        return decode_in_strips(autoencoder, z)
+    return autoencoder.decode(z)
+
+
+def encode(autoencoder: Autoencoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """`Autoencoder.encode`, in strips if the picture is large: (B, 3, H, W) -> mean and logvar, each (B, C, h, w)."""
+    B, _, H, W = pixels.shape
+    if strips_needed(autoencoder.config, H, W, pixels.dtype, B):
+        return encode_in_strips(autoencoder, pixels)
+    return autoencoder.encode(pixels)
+
+
+def decode_in_strips(autoencoder: Autoencoder, z: Tensor, strip_bytes: int = STRIP_BYTES) -> Tensor:
+    """As `Autoencoder.decode`, with bounded memory and without gradients: (B, C, h, w) -> (B, 3, H, W).
+
+    Args:
+        strip_bytes: size of a strip of an activation; see `STRIP_BYTES`.
+    """
+    decoder, config = autoencoder.decoder, autoencoder.config
+    entries = z if autoencoder.quantize is None else autoencoder.quantise(z).latent
+    B, _, h, w = z.shape
+    finest = B * config.channels[0] * (h * config.factor) * (w * config.factor)
+    with torch.no_grad():
+        strips = _Strips(strip_bytes // z.element_size(), finest)
+        x = strips.middle(decoder.mid_block, Kept.of(decoder.conv_in(autoencoder.post_quant_conv(entries))))
+        for level in decoder.up_blocks:
+            x = strips.level(cast(Level, level), x)
+        return strips.out(decoder.conv_norm_out, decoder.conv_out, x)
+
+
+def encode_in_strips(autoencoder: Autoencoder, pixels: Tensor, strip_bytes: int = STRIP_BYTES) -> tuple[Tensor, Tensor]:
+    """As `Autoencoder.encode`, with bounded memory and without gradients: (B, 3, H, W) -> 2 times (B, C, h, w).
+
+    Args:
+        strip_bytes: size of a strip of an activation; see `STRIP_BYTES`.
+    """
+    encoder, config = autoencoder.encoder, autoencoder.config
+    B, _, H, W = pixels.shape
+    finest = B * config.channels[0] * H * W
+    with torch.no_grad():
+        strips = _Strips(strip_bytes // pixels.element_size(), finest)
+        x: Rows = strips.keep(Made(Kept.of(pixels), encoder.conv_in, config.channels[0], halo=1))
+        for level in encoder.down_blocks:
+            x = strips.level(cast(Level, level), x)
+        x = strips.middle(encoder.mid_block, x)
+        return autoencoder.moments(strips.out(encoder.conv_norm_out, encoder.conv_out, x))
+
+
+class Rows(ABC):
+    """An activation (B, C, H, W) of which some rows at a time can be had."""
+
+    shape: tuple[int, int, int, int]
+    """B, C, H, W."""
+    row: int
+    """How many numbers are in memory for a row, at most."""
+
+    @abstractmethod
+    def read(self, start: int, end: int) -> Tensor:
+        """Rows `start` to `end` (not included), within 0 to H: (B, C, end - start, W)."""
+
+    @abstractmethod
+    def forget(self, before: int) -> None:
+        """Rows before this one will not be asked for again."""
+
+
+class Kept(Rows):
+    """Rows in memory, in pieces that are let go one by one."""
+
+    def __init__(self, shape: tuple[int, int, int, int]) -> None:
+        B, C, _, W = self.shape = shape
+        self.row = B * C * W
+        self.pieces: deque[tuple[int, Tensor]] = deque()
+        """Pieces (B, C, n, W), each behind the number of its first row."""
+
+    @classmethod
+    def of(cls, x: Tensor) -> Kept:
+        """(B, C, H, W), in one piece."""
+        B, C, H, W = x.shape
+        kept = cls((B, C, H, W))
+        kept.pieces.append((0, x))
+        return kept
+
+    def read(self, start: int, end: int) -> Tensor:
+        parts = [
+            x[:, :, max(start - first, 0) : end - first]
+            for first, x in self.pieces
+            if first < end and start < first + x.shape[2]
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def forget(self, before: int) -> None:
+        while len(self.pieces) > 0 and self.pieces[0][0] + self.pieces[0][1].shape[2] <= before:
+            self.pieces.popleft()
+
+
+class Made(Rows):
+    """Rows that are computed from those of another activation, each time anew."""
+
+    def __init__(
+        self, source: Rows, make: Callable[[Tensor], Tensor], channels: int, *, halo: int = 0, times: int = 1
+    ) -> None:
+        """Say how.
+
+        Args:
+            make: (B, C, n, W) -> (B, channels, times * n, times * W); rows near its ends may be wrong.
+            halo: how many rows of the source they see above and below their own.
+        """
+        B, _, H, W = source.shape
+        self.shape = (B, channels, times * H, times * W)
+        self.row = max(B * channels * times * W, source.row // times)
+        self.source, self.make, self.halo, self.times = source, make, halo, times
+
+    def read(self, start: int, end: int) -> Tensor:
+        low = max(start // self.times - self.halo, 0)
+        high = min(-(-end // self.times) + self.halo, self.source.shape[2])
+        first = low * self.times
+        return self.make(self.source.read(low, high))[:, :, start - first : end - first]
+
+    def forget(self, before: int) -> None:
+        self.source.forget(max(before // self.times - self.halo, 0))
+
+
+class Halved(Rows):
+    """Rows behind a `Downsample` that pads right and below only."""
+
+    def __init__(self, source: Rows, make: Callable[[Tensor], Tensor]) -> None:
+        """make: (B, C, n, W) -> (B, C, n / 2, W / 2), rounded down."""
+        B, C, H, W = source.shape
+        self.shape = (B, C, H // 2, W // 2)
+        self.row = 2 * source.row
+        self.source, self.make = source, make
+
+    def read(self, start: int, end: int) -> Tensor:
+        return self.make(self.source.read(2 * start, min(2 * end + 1, self.source.shape[2])))
+
+    def forget(self, before: int) -> None:
+        self.source.forget(2 * before)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A group norm (Wu & He 2018, eq. 1) that knows mean and variance already: one scale and shift per channel."""
+
+    scale: Tensor
+    """(B, C, 1, 1), float32."""
+    shift: Tensor
+    """(B, C, 1, 1), float32."""
+    dtype: torch.dtype
+    """Of what it gives."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, n, W) -> (B, C, n, W), a new tensor."""
+        return torch.addcmul(self.shift, x, self.scale).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class _Strips:
+    """How the layers of an autoencoder are evaluated."""
+
+    at_once: int
+    """Numbers in a strip of an activation."""
+    finest: int
+    """Numbers in an activation of the finest level: no larger one is kept."""
+
+    def spans(self, rows: Rows) -> Iterator[tuple[int, int]]:
+        """First row, and the one behind the last, of each strip."""
+        H, step = rows.shape[2], max(self.at_once // rows.row, 1)
+        return ((start, min(start + step, H)) for start in range(0, H, step))
+
+    def keep(self, rows: Rows) -> Kept:
+        """Compute all rows, and let go of what they are made from."""
+        kept = Kept(rows.shape)
+        for start, end in self.spans(rows):
+            kept.pieces.append((start, rows.read(start, end).contiguous()))  # without the halo's memory
+            rows.forget(end)
+        return kept
+
+    def keep_if_small(self, rows: Rows) -> Rows:
+        """`keep`, unless that is more than what will be kept of the finest level anyway."""
+        return self.keep(rows) if math.prod(rows.shape) <= self.finest else rows
+
+    def norm(self, norm: nn.GroupNorm, rows: Rows, channels: slice = slice(None)) -> Norm:
+        """Measure the rows, or some channels of them, for a norm."""
+        counts, variances, means = [], [], []
+        for start, end in self.spans(rows):
+            x = rows.read(start, end)[:, channels].float()
+            variance, mean = torch.var_mean(x.reshape(len(x), norm.num_groups, -1), dim=-1, correction=0)  # (B, G)
+            counts.append(end - start)
+            variances.append(variance)
+            means.append(mean)
+        share = torch.tensor(counts, device=means[0].device, dtype=torch.float32)[:, None, None] / sum(counts)
+        every = torch.stack(means)  # (strips, B, G)
+        mean = (share * every).sum(dim=0)
+        # The variance of all is that within the strips and that between them (Chan et al. 1983, eq. 2.1).
+        variance = (share * (torch.stack(variances) + (every - mean).square())).sum(dim=0)
+        repeats = norm.num_channels // norm.num_groups
+        by_channel = [x.repeat_interleave(repeats, dim=1) for x in (torch.rsqrt(variance + norm.eps), mean)]
+        scale = by_channel[0] * norm.weight.float()
+        shift = norm.bias.float() - by_channel[1] * scale
+        return Norm(scale[..., None, None], shift[..., None, None], norm.weight.dtype)
+
+    def resnet(self, block: ResnetBlock, x: Rows) -> Kept:
+        """A `ResnetBlock` of an autoencoder."""
+        (B, _, H, W), C, norm1 = x.shape, block.conv1.out_channels, self.norm(block.norm1, x)
+        numbers = B * C * H * W
+
+        def skip(x: Tensor) -> Tensor:
+            y: Tensor = x if block.conv_shortcut is None else block.conv_shortcut(x)
+            return y
+
+        def first(x: Tensor) -> Tensor:
+            y: Tensor = block.conv1(F.silu(norm1(x), inplace=True))
+            return y
+
+        def second(h: Tensor) -> Tensor:
+            y: Tensor = block.conv2(F.silu(norm2(h), inplace=True))
+            return y
+
+        if 2 * numbers > self.finest:
+            norm2 = self.norm(block.norm2, Made(x, first, C, halo=1))
+            return self.keep(Made(x, lambda x: skip(x) + second(first(x)), C, halo=2))
+        both = self.keep(Made(x, lambda x: torch.cat([skip(x), first(x)], dim=1), 2 * C, halo=1))
+        norm2 = self.norm(block.norm2, both, slice(C, None))
+        return self.keep(Made(both, lambda both: both[:, :C] + second(both[:, C:]), C, halo=1))
+
+    def attention(self, block: PositionAttention, x: Rows) -> Kept:
+        """A `PositionAttention`: all keys and values, and then the queries."""
+        norm = self.norm(block.group_norm, x)
+
+        def tokens(x: Tensor) -> Tensor:  # (B, C, n, W) -> (B, n*W, C)
+            return norm(x).flatten(2).transpose(1, 2)
+
+        both = [(block.to_k(some), block.to_v(some)) for some in (tokens(x.read(*span)) for span in self.spans(x))]
+        k, v = (torch.cat(some, dim=1) for some in zip(*both, strict=True))
+        del both
+
+        def attended(x: Tensor) -> Tensor:
+            queries = block.to_q(tokens(x)).split(QUERIES_AT_ONCE, dim=1)
+            y = block.to_out[0](torch.cat([attend(q, k, v, block.heads) for q in queries], dim=1))
+            out: Tensor = x + y.transpose(1, 2).reshape(x.shape)
+            return out
+
+        return self.keep(Made(x, attended, x.shape[1]))
+
+    def middle(self, block: Middle, x: Rows) -> Rows:
+        """A `Middle`."""
+        x = self.resnet(cast(ResnetBlock, block.resnets[0]), x)
+        for attention in block.attentions:
+            x = self.attention(cast(PositionAttention, attention), x)
+        return self.resnet(cast(ResnetBlock, block.resnets[1]), x)
+
+    def level(self, level: Level, x: Rows) -> Rows:
+        """A `Level`, and the way to the next."""
+        for i, block in enumerate(level.resnets):
+            x = self.resnet(cast(ResnetBlock, block), x)
+            if len(level.attentions) > 0:
+                x = self.attention(cast(PositionAttention, level.attentions[i]), x)
+        if level.downsamplers is not None:
+            x = self.keep(Halved(x, level.downsamplers[0]))
+        if level.upsamplers is not None:
+            conv = cast(Upsample, level.upsamplers[0]).conv
+            x = self.keep_if_small(Made(x, lambda x: conv(x, both=True), x.shape[1], halo=1, times=2))
+        return x
+
+    def out(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Rows) -> Tensor:
+        """The last norm and convolution: (B, C, H, W)."""
+        found = self.norm(norm, x)
+        rows = self.keep(Made(x, lambda x: conv(F.silu(found(x), inplace=True)), conv.out_channels, halo=1))
+        return rows.read(0, rows.shape[2])

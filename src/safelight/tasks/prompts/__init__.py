@@ -1,0 +1,1 @@
+"""Prompts from files: styles, wildcards, lists; and a prompt explained. Only `explain` needs torch."""

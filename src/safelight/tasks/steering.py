@@ -1,0 +1,177 @@
+"""A member's network told of a request, under all the guidance that it asks for, as one `Denoise`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+
+from safelight.diffusion.denoiser import Denoise
+from safelight.diffusion.guidance import (
+    Beside,
+    Guidance,
+    Projection,
+    Said,
+    SelfAttention,
+    Window,
+    guided,
+    interval_of_steps,
+    multi_diffusion,
+    within,
+)
+from safelight.diffusion.noise import Noise
+from safelight.doors import Conditioning
+from safelight.errors import RequestError
+from safelight.models.attention_maps import MIDDLE, attention_received, identity_attention
+from safelight.models.freeu import FreeU, freeu
+from safelight.tasks.canvas import Canvas
+from safelight.tasks.fields import GuidanceFields
+from safelight.tasks.member import Member
+from safelight.tasks.prompts.wording import Wording
+from safelight.tasks.request import Request
+from safelight.tasks.resolve import needed, steps_of
+from safelight.tasks.told import Clock, Teller, Told
+
+
+def steered(
+    member: Member,
+    request: Request,
+    noise: Noise,
+    wordings: Sequence[Wording],
+    canvas: Canvas | None,
+    levels: Tensor,
+    clock: Clock,
+    weaker: Denoise | None = None,
+) -> Denoise:
+    """The network told of what a resolved request says, under its guidance.
+
+    Args:
+        levels: (n + 1,) the sampler's sigmas.
+        clock: read at every call: prompts may change from step to step.
+        weaker: another's answer, which the request's `autoguidance` leads away from.
+
+    Raises:
+        RequestError: the request lacks what the member must be told, or asks for guidance that does not go together.
+    """
+    hidden = None if canvas is None else (canvas.picture(), canvas.hole())
+    teller = Teller(
+        preset=member.preset,
+        networks=member.networks,
+        tokenizers=member.tokenizers,
+        encode=member.to_latent,
+        request=request,
+        noise=noise,
+        wordings=wordings,
+        steps=steps_of(request, levels),
+        clock=clock,
+        canvas=hidden,
+    )
+    told = teller.tell(member.device, member.dtype)
+    try:
+        if request.window is None:
+            return _guided(member, request, told, levels, weaker)
+        if weaker is not None:
+            raise RequestError("autoguidance does not go by windows: leave out --window or --autoguidance")
+        return _by_windows(member, request, told, levels)
+    except ValueError as error:
+        raise RequestError(f"this guidance cannot be: {error}") from error
+
+
+def unsteered(request: Request) -> Request:
+    """The same request without guidance."""
+    off: dict[str, object] = {name: field.default for name, field in GuidanceFields.model_fields.items()}
+    return request.changed(**off, guidance=1.0)
+
+
+def _guided(member: Member, request: Request, told: Told, levels: Tensor, weaker: Denoise | None = None) -> Denoise:
+    """The denoiser told of both sides, under the guidance that the request asks for."""
+    beside = [] if weaker is None else [Beside(weaker, needed(request.autoguidance))]
+    if request.pag is not None:
+        layers = MIDDLE if request.pag_layers is None else request.pag_layers
+        alone = guided(member.denoiser(), told.branches, told.uncond)
+        beside.append(Beside(within(lambda: identity_attention(member.unet, layers), alone), request.pag))
+    attention = None
+    if request.sag is not None:
+        attention = SelfAttention(lambda: attention_received(member.unet), request.sag)
+    denoise = guided(
+        member.denoiser(),
+        told.branches,
+        told.uncond,
+        _guidance(member, request, levels),
+        empty=told.empty,
+        levels=levels,
+        beside=beside,
+        attention=attention,
+    )
+    if request.freeu is None:
+        return denoise
+    settings = FreeU(*request.freeu)
+    return within(lambda: freeu(member.unet, settings), denoise)
+
+
+def _guidance(member: Member, request: Request, levels: Tensor) -> Guidance:
+    """What is done with the answers to the two sides."""
+    apg = None
+    if request.apg is not None:
+        eta, norm, momentum = request.apg
+        apg = Projection(eta, None if norm == 0.0 else norm, momentum)
+    between = request.guidance_interval
+    return Guidance(
+        scale=needed(request.guidance),
+        batched=not request.one_by_one,
+        cfg_pp=request.cfg_pp,
+        interval=None if between is None else interval_of_steps(levels, *between),
+        perp_neg=request.perp_neg,
+        apg=apg,
+        rescale=0.0 if request.guidance_rescale is None else request.guidance_rescale,
+        threshold=request.threshold,
+        threshold_reach=1.0 if member.preset.autoencoder is None else None,
+    )
+
+
+def _by_windows(member: Member, request: Request, told: Told, levels: Tensor) -> Denoise:
+    """Overlapping parts of the latent, each as large as the network likes."""
+    factor = member.preset.factor
+    size = needed(request.height) // factor, needed(request.width) // factor
+    side = needed(request.window) // factor
+    if side == 0 or side * factor != request.window:
+        raise RequestError(f"window {request.window} is not a multiple of {factor}, the autoencoder's factor")
+    window = min(side, size[0]), min(side, size[1])
+    stride = tuple(max(length // 2, 1) for length in window)
+    return multi_diffusion(
+        lambda part: _guided(member, request, _cut(told, part), levels), size, window, (stride[0], stride[1])
+    )
+
+
+def _cut(told: Told, part: Window) -> Told:
+    """What is told of a part of the picture: what is stacked under the latent, and where prompts act, is cut to it."""
+
+    def cut(cond: Conditioning) -> Conditioning:
+        return cond if cond.concat is None else replace(cond, concat=part.cut(cond.concat))
+
+    def said(say: Said[Conditioning]) -> Said[Conditioning]:
+        return partial(_same, say, cut, {})
+
+    branches = (
+        replace(branch, say=said(branch.say), mask=None if branch.mask is None else part.cut(branch.mask))
+        for branch in told.branches
+    )
+    return Told(
+        tuple(branches),
+        None if told.uncond is None else said(told.uncond),
+        None if told.empty is None else said(told.empty),
+    )
+
+
+def _same(
+    say: Said[Conditioning],
+    change: Callable[[Conditioning], Conditioning],
+    known: dict[int, tuple[Conditioning, Conditioning]],
+) -> Conditioning:
+    """What is said, changed: the very same object while nothing changes."""
+    cond = say()
+    if id(cond) not in known:
+        known[id(cond)] = cond, change(cond)  # kept beside it, so that nothing else takes its number
+    return known[id(cond)][1]

@@ -1,0 +1,157 @@
+"""In strips a picture is the same as at once, without seams, in the memory of one activation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from golden_cases import agree
+from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
+from safelight.models.layers import DoublingConv, doubled
+from safelight.models.strips import Kept, Made, decode, decode_in_strips, encode, encode_in_strips, strips_needed
+from safelight.presets import PRESETS
+from toy_family import toy_preset
+
+KINDS = {name: config for name, preset in PRESETS.items() if (config := toy_preset(preset).autoencoder) is not None}
+SMALL = 1 << 13
+"""Bytes of a strip, of which there are then many."""
+EXACT = 2e-5
+
+
+def _toy(config: AutoencoderConfig) -> Autoencoder:
+    torch.manual_seed(3)
+    return Autoencoder(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_member_decodes_and_encodes_the_same_in_strips(name: str) -> None:
+    config = KINDS[name]
+    toy, (h, w) = _toy(config), (128 // config.factor, 96 // config.factor)
+    z = torch.randn(2, config.latent_channels, h, w)
+    agree("decoded", decode_in_strips(toy, z, SMALL), toy.decode(z), EXACT)
+    pixels = torch.randn(2, 3, h * config.factor, w * config.factor)
+    (mean, logvar), (whole_mean, whole_logvar) = encode_in_strips(toy, pixels, SMALL), toy.encode(pixels)
+    agree("encoded", mean, whole_mean, EXACT)
+    if config.codebook_size is None:
+        agree("log-variance", logvar, whole_logvar, EXACT)
+    else:
+        assert torch.equal(logvar, whole_logvar)
+
+
+@pytest.mark.parametrize("strip_bytes", [1, 1 << 12, 1 << 16, 1 << 30])
+@pytest.mark.parametrize(
+    "config",
+    [
+        AutoencoderConfig(channels=(16, 32, 32), norm_groups=8),
+        AutoencoderConfig(channels=(32, 16), norm_groups=8, attention_levels=(0, 1), inner_channels=8),
+        AutoencoderConfig(channels=(16,), norm_groups=8, middle_attention=False, codebook_size=8, blocks_per_level=1),
+    ],
+    ids=["f4", "attention at all levels", "no levels"],
+)
+def test_whatever_the_size_of_a_strip(config: AutoencoderConfig, strip_bytes: int) -> None:
+    toy = _toy(config)
+    z = torch.randn(1, config.latent_channels, 11, 5)  # odd, and no multiple of anything
+    agree("decoded", decode_in_strips(toy, z, strip_bytes), toy.decode(z), EXACT)
+    pixels = torch.randn(1, 3, 11 * config.factor, 5 * config.factor)
+    agree("encoded", encode_in_strips(toy, pixels, strip_bytes)[0], toy.encode(pixels)[0], EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_answer_is_as_near_to_float32(dtype: torch.dtype) -> None:
+    toy = _toy(AutoencoderConfig(channels=(16, 32, 32), norm_groups=8)).to(dtype)
+    z = torch.randn(1, 4, 16, 12).to(dtype)
+    whole, strips = toy.decode(z), decode_in_strips(toy, z, SMALL)
+    assert strips.dtype == dtype
+    exact = toy.float().decode(z.float())
+    assert (strips.float() - exact).abs().mean() <= 1.1 * (whole.float() - exact).abs().mean()
+
+
+def test_no_seam_on_a_smooth_picture() -> None:
+    toy = _toy(AutoencoderConfig(channels=(16, 32, 32), norm_groups=8))
+    smooth = torch.linspace(-1, 1, 24)[:, None] * torch.linspace(-1, 1, 20)[None]
+    z = smooth.expand(1, 4, -1, -1)
+    seam = (decode_in_strips(toy, z, SMALL) - toy.decode(z)).abs().max() / 2  # in pixels from 0 to 1
+    assert seam < 1e-4, "far below 1/255"
+
+
+SD = AutoencoderConfig()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "dtype", "needed"),
+    [
+        (512, 512, torch.float32, False),
+        (768, 768, torch.float32, False),
+        (1024, 1024, torch.float16, False),
+        (1024, 1024, torch.float32, True),
+        (2048, 2048, torch.bfloat16, True),
+        (256, 8192, torch.float32, True),
+    ],
+)
+def test_strips_are_chosen_by_size(height: int, width: int, dtype: torch.dtype, needed: bool) -> None:
+    assert strips_needed(SD, height, width, dtype) is needed
+
+
+def test_what_is_not_large_is_bit_for_bit_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AutoencoderConfig(channels=(16, 32), norm_groups=8)
+    toy, z, pixels = _toy(config), torch.randn(1, 4, 8, 8), torch.randn(1, 3, 16, 16)
+    assert torch.equal(decode(toy, z), toy.decode(z))
+    assert all(map(torch.equal, encode(toy, pixels), toy.encode(pixels)))
+    monkeypatch.setattr("safelight.models.strips.LARGEST_AT_ONCE", 32 * 16 * 16 * 4 - 1)  # one number too large
+    monkeypatch.setattr(Autoencoder, "decode", None)
+    monkeypatch.setattr(Autoencoder, "encode", None)
+    assert decode(toy, z).shape == (1, 3, 16, 16)
+    assert encode(toy, pixels)[0].shape == z.shape
+
+
+PEAK = """
+import resource, sys
+import torch
+from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
+from safelight.models.strips import decode_in_strips, encode_in_strips
+
+config = AutoencoderConfig(channels=(32, 64), norm_groups=8, blocks_per_level=1, middle_attention=False)
+toy = Autoencoder(config).eval()
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+z, pixels = torch.randn(1, 4, 512, 512), torch.randn(1, 3, 1024, 1024)
+with torch.inference_mode():
+    toy.decode(z[..., :64, :64]), toy.encode(pixels[..., :128, :128])
+    before = peak()
+    decode_in_strips(toy, z, 4 << 20), encode_in_strips(toy, pixels, 4 << 20)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it cannot be measured there")
+def test_memory_is_that_of_one_activation() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    one = 32 * 1024 * 1024 * 4
+    assert int(done.stdout) < 1.6 * one, f"{int(done.stdout) / one:.2f} activations; at once it is 5"
+
+
+def test_doubling_and_convolution_at_once() -> None:
+    torch.manual_seed(0)
+    conv, x = DoublingConv(6, 5, 3, padding=1), torch.randn(2, 6, 7, 4)
+    expected = nn.Conv2d.forward(conv, doubled(x))
+    assert torch.equal(conv(doubled(x)), expected)
+    agree("both", conv(x, both=True), expected, 1e-6)
+
+
+def test_rows_that_will_not_be_asked_for_are_let_go() -> None:
+    x = torch.arange(40.0).view(1, 1, 20, 2)
+    kept = Kept((1, 1, 20, 2))
+    kept.pieces.extend((start, x[:, :, start : start + 4]) for start in range(0, 20, 4))
+
+    def blurred(y: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(y, (3, 1), stride=1, padding=(1, 0), count_include_pad=False)
+
+    made = Made(kept, blurred, 1, halo=1)
+    for start, end in ((0, 5), (5, 9), (9, 20)):
+        assert torch.equal(made.read(start, end), blurred(x)[:, :, start:end])
+        made.forget(end)
+        assert kept.pieces[0][0] + 4 > end - 1 - 1, "what is above the halo has gone"
