@@ -24,7 +24,7 @@ from safelight.diffusion.guidance import (
 from safelight.diffusion.noise import Noise
 from safelight.doors import Conditioning
 from safelight.errors import RequestError
-from safelight.models.attention_maps import MIDDLE, attention_received, identity_attention
+from safelight.models.attention_maps import MIDDLE, attention_received, chosen_attentions, identity_attention
 from safelight.models.freeu import FreeU, freeu
 from safelight.tasks.canvas import Canvas
 from safelight.tasks.fields import GuidanceFields
@@ -90,6 +90,7 @@ def _guided(member: Member, request: Request, told: Told, levels: Tensor, weaker
     beside = [] if weaker is None else [Beside(weaker, needed(request.autoguidance))]
     if request.pag is not None:
         layers = MIDDLE if request.pag_layers is None else request.pag_layers
+        chosen_attentions(member.unet, layers)  # what there is not is said before the first step
         alone = guided(member.denoiser(), told.branches, told.uncond)
         beside.append(Beside(within(lambda: identity_attention(member.unet, layers), alone), request.pag))
     attention = None
