@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "presets": {"models", "diffusion"},  # their Config classes
     "conditioning": {"models"},
     "checkpoints": {"models", "diffusion", "presets"},
-    "adapters": {"models", "checkpoints"},
+    "adapters": {"models", "checkpoints", "presets"},
     "tasks": BELOW_TASKS,
     "training": {*DRAWING, "evaluation"},
     "evaluation": {*DRAWING, "training"},

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
         SafelightError,
         TrainingError,
     )
+    from safelight.tasks.grid.axes import Axis
+    from safelight.tasks.grid.drawing import draw_grid
     from safelight.tasks.loading import load
-    from safelight.tasks.metadata import read_record
+    from safelight.tasks.metadata import read_record, recover, request_from
     from safelight.tasks.model import Model
     from safelight.tasks.pictures import save_picture
     from safelight.tasks.requests import (
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         ImageToImage,
         Inpaint,
         LayoutToImage,
+        Refine,
         SemanticToImage,
         TextToImage,
         Unconditional,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Axis",
     "ClassToImage",
     "DataError",
     "DepthToImage",
@@ -46,6 +50,7 @@ __all__ = [
     "Model",
     "ModelFileError",
     "OutputError",
+    "Refine",
     "RequestError",
     "SafelightError",
     "SemanticToImage",
@@ -55,12 +60,16 @@ __all__ = [
     "Upscale",
     "Variations",
     "__version__",
+    "draw_grid",
     "load",
     "read_record",
+    "recover",
+    "request_from",
     "save_picture",
 ]
 
 _HOMES = {
+    "Axis": "safelight.tasks.grid.axes",
     "ClassToImage": "safelight.tasks.requests",
     "DataError": "safelight.errors",
     "DepthToImage": "safelight.tasks.requests",
@@ -70,6 +79,7 @@ _HOMES = {
     "Model": "safelight.tasks.model",
     "ModelFileError": "safelight.errors",
     "OutputError": "safelight.errors",
+    "Refine": "safelight.tasks.requests",
     "RequestError": "safelight.errors",
     "SafelightError": "safelight.errors",
     "SemanticToImage": "safelight.tasks.requests",
@@ -78,8 +88,11 @@ _HOMES = {
     "Unconditional": "safelight.tasks.requests",
     "Upscale": "safelight.tasks.requests",
     "Variations": "safelight.tasks.requests",
+    "draw_grid": "safelight.tasks.grid.drawing",
     "load": "safelight.tasks.loading",
     "read_record": "safelight.tasks.metadata",
+    "recover": "safelight.tasks.metadata",
+    "request_from": "safelight.tasks.metadata",
     "save_picture": "safelight.tasks.pictures",
 }
 

@@ -47,6 +47,8 @@ class Denoiser(Generic[C]):
     ) -> None:
         if prediction not in ("eps", "v", "x0"):
             raise ValueError(f"a network predicts eps, v or x0, not {prediction!r}")
+        if prediction == "eps" and schedule.config.zero_snr:
+            raise ValueError("where the last level is noise alone, eps says nothing of x0: predict v or x0")
         self.network = network
         self.schedule = schedule
         self.prediction: Prediction = prediction
