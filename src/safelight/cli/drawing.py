@@ -78,6 +78,8 @@ def _draw(task: str, drawing: Drawing, reading: Reading, given: dict[str, object
             model.require_room(request, drawing.output)
         for name, unread in model.unread(request).items():
             print(f"note: the last {unread} tokens of the {name} are not read", file=sys.stderr)
+        for tag in model.unknown_tags(request):
+            print(f"note: nobody here knows what {tag} means: it does nothing", file=sys.stderr)
 
     started = time.perf_counter()
     if drawing.save_steps is not None:

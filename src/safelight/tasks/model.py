@@ -36,6 +36,7 @@ from safelight.tasks.request import Request
 from safelight.tasks.requests import ImageToImage, Inpaint, Prompted, TextToImage
 from safelight.tasks.resolve import count_steps, needed, noise_levels, resolve, wording_of
 from safelight.tasks.walk import prepare
+from safelight.tasks.wearing import hashes, outfit, unknown_tags
 
 __all__ = ["Model", "Step", "Watch"]
 
@@ -191,8 +192,9 @@ class Model(Member):
         request = self.resolve(request)
         wordings = _wordings(request, prompts)
         x = None
-        with _enough_memory():
-            walk = prepare(self, request, _said(wordings), self.refiner, self.guide)
+        worn = outfit(request, wordings[0].prompt, self.preset)
+        with _enough_memory(), worn.on(self):
+            walk = prepare(self, request, _said(wordings), self.refiner, self.guide, worn)
             for step in walk.steps():
                 if watch is not None:
                     watch(step)
@@ -212,7 +214,7 @@ class Model(Member):
         Raises:
             RequestError: it cannot be answered by this model.
         """
-        request = sized(inputs.recorded(request), self.preset)
+        request = sized(_with_hashes(inputs.recorded(request)), self.preset)
         refiner = None if self.refiner is None else self.refiner.preset
         resolved = resolve(request, self.preset, refiner, guided=self.guide is not None)
         noise_levels(resolved, self.schedule)  # what is wrong with the steps is said here and not when they begin
@@ -262,6 +264,10 @@ class Model(Member):
         }
         return {name: count for name, count in left.items() if count > 0}
 
+    def unknown_tags(self, request: Request) -> list[str]:
+        """Tags in the prompt of kinds that nobody knows: they do nothing."""
+        return unknown_tags(request.prompt) if isinstance(request, Prompted) else []
+
     def count_steps(self, request: Request) -> int | None:
         """How many steps `steps` will yield for a resolved request; None: only the walk will show."""
         return count_steps(request, noise_levels(request, self.schedule))
@@ -282,9 +288,11 @@ class Model(Member):
             RequestError: the request cannot be answered by this model, or a step is not finite.
         """
         request = self.resolve(request)
-        walk = prepare(self, request, _said(_wordings(request, prompts)), self.refiner, self.guide)
+        wordings = _wordings(request, prompts)
+        worn = outfit(request, wordings[0].prompt, self.preset)
         try:
-            yield from walk.steps()
+            with worn.on(self):
+                yield from prepare(self, request, _said(wordings), self.refiner, self.guide, worn).steps()
         finally:
             self._rest()
 
@@ -357,6 +365,20 @@ def _alone(request: Request, k: int, wording: Wording) -> Request:
         changes |= {"prompt_2": wording.prompt_2, "negative_prompt_2": wording.negative_prompt_2}
         changes |= {"style": (), "styles": None, "wildcards": None}
     return request.changed(**changes)
+
+
+def _with_hashes(request: R) -> R:
+    """The request with the hashes of the adapters that it names.
+
+    Raises:
+        RequestError: an adapter cannot be read, or is no longer that of the request.
+    """
+    if not isinstance(request, Prompted):
+        return request
+    found = hashes(request, request.prompt)
+    if request.adapter_sha256 not in (None, found):
+        raise RequestError("the files of the adapters are no longer those of this request: name them anew")
+    return request.changed(adapter_sha256=found if found else None)
 
 
 @contextmanager

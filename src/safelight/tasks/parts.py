@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Self
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 from safelight.presets.preset import UNET
 
 Make = Callable[[], nn.Module]
+Wear = Callable[[str, nn.Module], AbstractContextManager[object]]
+"""(part, network) -> a context within which the network is changed: adapters."""
 
 
 class Networks(Mapping[str, nn.Module]):
@@ -31,6 +34,8 @@ class Networks(Mapping[str, nn.Module]):
         self.device, self.dtype, self._frees = device, dtype, frees
         self._makers = dict(makers)
         self._held: dict[str, nn.Module] = {}
+        self._wear: Wear | None = None
+        self._worn: dict[str, ExitStack] = {}
 
     @classmethod
     def of(cls, networks: Mapping[str, nn.Module]) -> Self:
@@ -43,6 +48,7 @@ class Networks(Mapping[str, nn.Module]):
     def __getitem__(self, part: str) -> nn.Module:
         if part not in self._held:
             self._held[part] = _still(self._makers[part]())
+            self._put_on(part)
         return self._held[part]
 
     def __iter__(self) -> Iterator[str]:
@@ -63,9 +69,37 @@ class Networks(Mapping[str, nn.Module]):
         """Let go of every network, except those named, if that is how they are to be held."""
         going = [part for part in self._held if self._frees and part not in but]
         for part in going:
+            self._take_off(part)
             del self._held[part]
         if going and self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    @contextmanager
+    def worn(self, wear: Wear) -> Iterator[None]:
+        """Within it every network is within `wear(part, network)`, those that are brought meanwhile too.
+
+        Raises:
+            RuntimeError: something is worn already.
+        """
+        if self._wear is not None:
+            raise RuntimeError("these networks are changed already, by a drawing that is not at its end")
+        self._wear = wear
+        try:
+            for part in list(self._held):
+                self._put_on(part)
+            yield
+        finally:
+            for part in list(self._worn):
+                self._take_off(part)
+            self._wear = None
+
+    def _put_on(self, part: str) -> None:
+        if self._wear is not None:
+            stack = self._worn[part] = ExitStack()
+            stack.enter_context(self._wear(part, self._held[part]))
+
+    def _take_off(self, part: str) -> None:
+        self._worn.pop(part, ExitStack()).close()
 
 
 def _still(network: nn.Module) -> nn.Module:

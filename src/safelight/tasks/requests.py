@@ -20,7 +20,7 @@ _AS_STARTED = "Pixels. Default: that of the picture started from."
 _NO_NUL = r"^[^\x00]*$"
 """A PNG text chunk cannot hold a zero byte."""
 _TOLD = "that the model is told"
-_PROMPT, _SDXL = Group("Prompt"), Group("Stable Diffusion XL")
+_PROMPT, _ADAPTERS, _SDXL = Group("Prompt"), Group("Adapters"), Group("Stable Diffusion XL")
 
 SWITCH = 0.8
 """Where SDXL's refiner takes over: it was trained on the last 200 of 1000 timesteps (Podell et al. 2023, sec. 2.5)."""
@@ -83,6 +83,37 @@ class Prompted(Request):
             "the picture, a grey picture that is white there, or - for everywhere."
         ),
     ] = None
+    lora: Annotated[
+        tuple[Picture, ...],
+        _ADAPTERS,
+        Field(
+            description="A LoRA or its kin, FILE or FILE:WEIGHT or FILE:WEIGHT:UNET-WEIGHT; may be given several times."
+        ),
+    ] = ()
+    embedding: Annotated[
+        tuple[Picture, ...],
+        _ADAPTERS,
+        Field(
+            description="A textual inversion: its file's name, in the prompt, is what it taught. Several times, too."
+        ),
+    ] = ()
+    hypernetwork: Annotated[
+        tuple[Picture, ...],
+        _ADAPTERS,
+        Field(description="A hypernetwork, FILE or FILE:STRENGTH; may be given several times."),
+    ] = ()
+    adapters: Annotated[
+        str | None,
+        _ADAPTERS,
+        Field(
+            description="The folder in which <lora:NAME:1> and <hypernet:NAME:1> in a prompt are found.", min_length=1
+        ),
+    ] = None
+    adapter_sha256: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] | None,
+        Recorded(),
+        Field(description="Of the files of adapters."),
+    ] = None
     prompt_2: Annotated[
         str | None,
         _SDXL,
@@ -139,6 +170,14 @@ class Prompted(Request):
             allow_inf_nan=False,
         ),
     ] = None
+
+    def changed(self, **fields: object) -> Self:
+        """As `Request.changed`; other adapters have other hashes."""
+        others = {"prompt", "lora", "embedding", "hypernetwork", "adapters"} & fields.keys()
+        reset: dict[str, object] = (
+            {"adapter_sha256": None} if any(fields[n] != getattr(self, n) for n in others) else {}
+        )
+        return super().changed(**(reset | fields))
 
 
 class FromPicture(Request):

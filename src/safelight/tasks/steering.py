@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
+from safelight.adapters.embeddings import Taught
 from safelight.diffusion.denoiser import Denoise
 from safelight.diffusion.guidance import (
     Beside,
@@ -44,6 +45,7 @@ def steered(
     levels: Tensor,
     clock: Clock,
     weaker: Denoise | None = None,
+    taught: Mapping[str, Taught] | None = None,
 ) -> Denoise:
     """The network told of what a resolved request says, under its guidance.
 
@@ -51,6 +53,7 @@ def steered(
         levels: (n + 1,) the sampler's sigmas.
         clock: read at every call: prompts may change from step to step.
         weaker: another's answer, which the request's `autoguidance` leads away from.
+        taught: words that its text towers know beyond their own, by part.
 
     Raises:
         RequestError: the request lacks what the member must be told, or asks for guidance that does not go together.
@@ -67,6 +70,7 @@ def steered(
         steps=steps_of(request, levels),
         clock=clock,
         canvas=hidden,
+        taught={} if taught is None else taught,
     )
     told = teller.tell(member.device, member.dtype)
     try:

@@ -7,13 +7,14 @@ Shapes: B batch, h w latent size, H W picture size in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from safelight.adapters.embeddings import Taught
 from safelight.conditioning import augmentation, depth, labels, sizes
 from safelight.conditioning import pictures as seen
 from safelight.conditioning.joining import beside
@@ -99,6 +100,8 @@ class Teller:
     clock: Clock
     canvas: tuple[Image.Image, Image.Image] | None = None
     """The picture and the hole that inpainting draws on."""
+    taught: Mapping[str, Taught] = field(default_factory=dict)
+    """The words that text towers were taught beyond their own, by part."""
 
     def tell(self, device: torch.device, dtype: torch.dtype) -> Told:
         """Ask every condition for both sides, and join the answers.
@@ -160,7 +163,7 @@ class Teller:
         if not self.preset.words:
             return []
         request = _as(Prompted, self.request, "a prompt", "txt2img")
-        reading = readers(self.preset, self.tokenizers, request.emphasis)
+        reading = readers(self.preset, self.tokenizers, request.emphasis, taught=self.taught)
         return [
             Voice(
                 Encoder(
@@ -169,6 +172,7 @@ class Teller:
                     states=words.states,
                     pooled=words.pooled,
                     clip_skip=1 if request.clip_skip is None else request.clip_skip,
+                    taught=self.taught[words.part].rows if words.part in self.taught else None,
                 ),
                 second=words.part == told_by.TEXT_2 and len(self.preset.words) > 1,
                 zeros=words.zeros,

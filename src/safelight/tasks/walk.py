@@ -32,6 +32,7 @@ from safelight.tasks.requests import ImageToImage, Inpaint, Prompted
 from safelight.tasks.resolve import needed, noise_levels, sampler_options
 from safelight.tasks.steering import steered, unsteered
 from safelight.tasks.told import Clock
+from safelight.tasks.wearing import NAKED, Outfit
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def prepare(
     wordings: Sequence[Wording],
     refiner: Member | None = None,
     guide: Member | None = None,
+    worn: Outfit = NAKED,
 ) -> Walk:
     """Everything up to the first step: pictures are encoded, conditions are told, noise is drawn.
 
@@ -88,6 +90,7 @@ def prepare(
         wordings: what is said to each picture of the batch, or one for all.
         refiner: who takes over at the request's `switch`.
         guide: a weaker member that the request's `autoguidance` leads away from.
+        worn: adapters that the member has on (`Outfit.on`); here their words are taught.
 
     Raises:
         RequestError: the request lacks what the member must be told, or a picture cannot be read.
@@ -106,7 +109,7 @@ def prepare(
         return denoise
 
     weaker = None if guide is None else told(guide, unsteered(request))
-    denoise = steered(member, request, noise, wordings, canvas, levels, clock, weaker)
+    denoise = steered(member, request, noise, wordings, canvas, levels, clock, weaker, worn.taught(member))
     member.networks.free(but=(UNET,))
     if refiner is not None and isinstance(request, Prompted):
         denoise = handed_over(member, denoise, refiner, told(refiner, request), needed(request.switch))
