@@ -23,6 +23,7 @@ from safelight.adapters.lora import Adapter, Strength, changes, read_lora, write
 from safelight.adapters.patching import patched
 from safelight.doors import Conditioning
 from safelight.models.clip import ClipText, ClipTextConfig
+from safelight.models.layers import sinusoids
 from toy_family import SIZE_WIDTH
 
 PIPELINES = {
@@ -70,8 +71,6 @@ def ids_of(both: Both, part: str) -> Tensor:
 @torch.no_grad()
 def ours(both: Both, adapters: list[tuple[Adapter, Strength]]) -> Said:
     """What the networks say with adapters on them."""
-    from safelight.models.layers import sinusoids
-
     model, found = both.model, {}
     x, t, context, pooled, sizes = inputs(both)
     vector = None
@@ -117,10 +116,11 @@ def loaded(both: Both, path: Path) -> Any:
     return pipeline
 
 
-@pytest.mark.parametrize("kind", ["attention", "convolutions", "dora"])
-def test_what_we_write_does_the_same_in_diffusers(both: Both, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("convolutions", [False, True], ids=["attention", "convolutions"])
+def test_what_we_write_does_the_same_in_diffusers(both: Both, convolutions: bool, tmp_path: Path) -> None:
+    """kohya's names. (Of DoRAs under these names diffusers leaves out `dora_scale`; it reads its own, below.)"""
     small, path = both.model.preset, tmp_path / "ours.safetensors"
-    adapter = random_lora(small, convolutions=kind == "convolutions", dora=kind == "dora")
+    adapter = random_lora(small, convolutions=convolutions)
     write_lora(path, adapter, small)
     agree(both, [(read_lora(path, small), Strength())], loaded(both, path))
 
@@ -138,7 +138,7 @@ def by_peft(both: Both, folder: Path, *, dora: bool = False, rslora: bool = Fals
         for i, (name, parameter) in enumerate(network.named_parameters()):
             if "lora_" in name and "magnitude" not in name:
                 with torch.no_grad():
-                    parameter.copy_(draw(*parameter.shape, seed=i, scale=0.4))
+                    parameter.copy_(draw(*parameter.shape, seed=i, scale=0.15))
         layers[part] = peft.get_peft_model_state_dict(network, adapter_name="mine")
         configs[part] = network.peft_config["mine"].to_dict()
     names = {"unet": "unet", **TOWERS}

@@ -113,6 +113,17 @@ def test_low_memory_wears_the_same(model: Model, folder: Path, tmp_path: Path) -
     assert frugal.draw(PLAIN)[0].tobytes() == whole.draw(PLAIN)[0].tobytes()
 
 
+def test_half_precision_wears_too(model: Model, folder: Path, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    half = safelight.load(tmp_path / "model", dtype="bfloat16")
+    for sort in CASES:
+        request = PLAIN.changed(**asked(folder, sort))
+        assert (
+            half.draw(request)[0].tobytes()
+            != half.draw(request.changed(lora=(), hypernetwork=(), embedding=()))[0].tobytes()
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -269,8 +269,11 @@ def write_hypernetwork(path: Path, hypernetwork: Hypernetwork, metadata: Mapping
     }
     buffer = io.BytesIO()  # PyTorch would write the name of the file into it, which is not yet its own
     origin = hypernetwork.origin
-    named_ = {"name": path.stem if origin.name is None else origin.name, STEP: 0 if origin.step is None else origin.step}
-    torch.save(content | fields | named_, buffer)
+    told = {
+        "name": path.stem if origin.name is None else origin.name,
+        STEP: 0 if origin.step is None else origin.step,
+    }
+    torch.save(content | fields | told, buffer)
     with atomic(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from safelight import __version__
-from safelight.cli import drawing, grid, metadata, models, prompt, training
+from safelight.cli import drawing, grid, merging, metadata, models, prompt, training
 from safelight.cli.options import RequiredFirst, shown_default
 from safelight.errors import RequestError, SafelightError
 from safelight.mistakes import explain
@@ -30,7 +30,7 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=shown_default),
     suppress_keyboard_interrupt=False,
 )
-for _room in (drawing, grid, prompt, metadata, models, training):
+for _room in (drawing, grid, prompt, metadata, models, merging, training):
     _room.register(app)
 
 

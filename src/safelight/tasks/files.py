@@ -186,21 +186,48 @@ def convert_model(
         ModelFileError: as `load`; a weight is beyond the range of the dtype; diffusers has no such model.
         OutputError: the folder holds something else than an earlier model, or it could not be written.
     """
-    if layout == "original" and output.suffix != ".safetensors":
-        raise RequestError(f"the original layout is one file: {str(output)!r} must end in .safetensors")
-    wanted = None if dtype is None else choose_dtype(dtype)
+    _check(output, dtype, layout)
     checkpoint = open_checkpoint(source, reading)
-    if wanted is not None:
-        parts = {name: _cast(tensors, wanted) for name, tensors in checkpoint.parts.items()}
-        checkpoint = replace(checkpoint, parts=parts)
+    # What the file of a text tower has beside it is of no use here, but some programs know the model by it.
+    beside = {} if layout == "diffusers" or reading.text_encoder else _of_towers(Path(source), checkpoint)
+    write_model(checkpoint, output, dtype, layout, beside)
+
+
+def write_model(
+    checkpoint: Checkpoint,
+    output: Path,
+    dtype: str | None = None,
+    layout: Literal["diffusers", "original"] = "diffusers",
+    beside: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write what was read, or made of what was read.
+
+    Args:
+        dtype, layout: as `convert_model`.
+        beside: further tensors of a single file, by its names.
+
+    Raises:
+        As `convert_model`.
+    """
+    _check(output, dtype, layout)
+    more = {} if beside is None else beside
+    if dtype is not None:
+        wanted = choose_dtype(dtype)
+        checkpoint = replace(checkpoint, parts={name: _cast(part, wanted) for name, part in checkpoint.parts.items()})
+        more = _cast(more, wanted)
     if layout == "diffusers":
         checkpoint.require_whole()
         write_folder(output, checkpoint)
-        return
-    tensors = original.save(checkpoint.preset, checkpoint.parts)
-    # What the file of a text tower has beside it is of no use here, but some programs know the model by it.
-    beside = {} if reading.text_encoder else _of_towers(Path(source), checkpoint)
-    write_tensors(output, {**tensors, **(beside if wanted is None else _cast(beside, wanted))})
+    else:
+        write_tensors(output, {**original.save(checkpoint.preset, checkpoint.parts), **more})
+
+
+def _check(output: Path, dtype: str | None, layout: str) -> None:
+    """What can be wrong before anything is read."""
+    if layout == "original" and output.suffix != ".safetensors":
+        raise RequestError(f"the original layout is one file: {str(output)!r} must end in .safetensors")
+    if dtype is not None:
+        choose_dtype(dtype)
 
 
 def _of_towers(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ class Outfit:
             return
         for one, _ in self.hypernetworks:
             require_fits(one, member.unet, member.preset.name)
-            one.to(member.device, member.dtype)
+            one.to(member.device)  # it computes in float32, and answers in what it is asked in
 
         def wear(part: str, network: nn.Module) -> AbstractContextManager[object]:
             stack = ExitStack()
