@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from safelight.diffusion.denoiser import Denoiser
 from safelight.diffusion.schedule import Schedule
 from safelight.doors import Conditioning
+from safelight.models import strips
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.tokenizer import Tokenizing
 from safelight.models.unet import UNet
@@ -83,13 +84,13 @@ class Member:
         pixels, encoder = pixels.to(self.device), self.autoencoder
         if encoder is None:
             return pixels * self.preset.latent_scale
-        mean = careful(encoder, lambda dtype: encoder.encode(pixels.to(dtype))[0])
+        mean = careful(encoder, lambda dtype: strips.encode(encoder, pixels.to(dtype))[0])
         return mean.float() * self.preset.latent_scale
 
     def to_pixels(self, latent: Tensor) -> Tensor:
         """Scaled latent (B, C, h, w) -> (B, 3, H, W), about in [-1, 1]."""
         z, decoder = (latent / self.preset.latent_scale).to(self.device), self.autoencoder
-        return z if decoder is None else careful(decoder, lambda dtype: decoder.decode(z.to(dtype)))
+        return z if decoder is None else careful(decoder, lambda dtype: strips.decode(decoder, z.to(dtype)))
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture of so many pixels."""
