@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from safelight.models.unet import UNet
 from safelight.presets import PRESETS
-from safelight.presets.preset import UNET
 from safelight.tasks.model import Model
 from safelight.tasks.request import Request
 from toy_family import toy_model
@@ -95,8 +93,6 @@ def begun(noise: Tensor, pipeline: Any, steps: int) -> Tensor:
 def made(name: str, folder: Path) -> Both:
     """The member at toy size, written to the folder."""
     model = toy_model(PRESETS[name])
-    if model.preset.unet.context_width is None:
-        model = _of_one_head_width(model)
     if (depth := model.networks.get("depth")) is not None:
         # Depths in the thousands, as the published network's: beside them the original's slack, which theirs lacks, is
         # nothing.
@@ -104,14 +100,6 @@ def made(name: str, folder: Path) -> Both:
             parameter.mul_(1e4)
     model.save(folder)
     return Both(model, folder)
-
-
-def _of_one_head_width(model: Model) -> Model:
-    """The same weights with heads of 16 channels on every level, as the published: UNet2DModel has but one width."""
-    config = replace(model.preset.unet, heads=tuple(width // 16 for width in model.preset.unet.channels))
-    unet = UNet(config)
-    unet.load_state_dict(model.unet.state_dict())
-    return Model(replace(model.preset, unet=config), {**model.networks, UNET: unet}, model.tokenizers)
 
 
 # Pictures

@@ -125,8 +125,8 @@ def test_what_we_write_does_the_same_in_diffusers(both: Both, convolutions: bool
     agree(both, [(read_lora(path, small), Strength())], loaded(both, path))
 
 
-def by_peft(both: Both, folder: Path, *, dora: bool = False, rslora: bool = False) -> Path:
-    """A file that diffusers writes, of LoRAs that PEFT made: with alpha in its metadata."""
+def by_peft(both: Both, folder: Path, *, dora: bool = False, rslora: bool = False) -> tuple[Path, Any]:
+    """A file that diffusers writes, of LoRAs that PEFT made, with alpha in its metadata; and the pipeline with them."""
     pipeline, layers, configs = pipeline_of(both), {}, {}
     for part in ("unet", *(words.part for words in both.model.preset.words)):
         network = pipeline.unet if part == "unet" else getattr(pipeline, TOWERS[part])
@@ -147,13 +147,16 @@ def by_peft(both: Both, folder: Path, *, dora: bool = False, rslora: bool = Fals
         **{f"{names[part]}_lora_layers": found for part, found in layers.items()},
         **{f"{names[part]}_lora_adapter_metadata": found for part, found in configs.items()},
     )
-    return folder / "pytorch_lora_weights.safetensors"
+    return folder / "pytorch_lora_weights.safetensors", pipeline
 
 
 @pytest.mark.parametrize("how", ["plain", "dora", "rslora"])
 def test_what_diffusers_writes_does_the_same_here(both: Both, how: str, tmp_path: Path) -> None:
-    path = by_peft(both, tmp_path, dora=how == "dora", rslora=how == "rslora")
-    agree(both, [(read_lora(path, both.model.preset), Strength())], loaded(both, path))
+    path, maker = by_peft(both, tmp_path, dora=how == "dora", rslora=how == "rslora")
+    adapters = [(read_lora(path, both.model.preset), Strength())]
+    agree(both, adapters, maker)
+    if how != "dora":  # whose lengths transformers 5 forgets when it reads them for a text tower
+        agree(both, adapters, loaded(both, path))
 
 
 def _old(key: str) -> str:
@@ -170,12 +173,16 @@ def _processors(key: str) -> str:
 
 @pytest.mark.parametrize("rename", [_old, _processors], ids=["old", "processors"])
 def test_files_of_older_diffusers_do_the_same(both: Both, rename: Callable[[str], str], tmp_path: Path) -> None:
-    new = load_file(by_peft(both, tmp_path))
+    new = load_file(by_peft(both, tmp_path)[0])
     wanted = {key: value for key, value in new.items() if rename is _old or key.startswith("unet.")}
-    path = tmp_path / "old.safetensors"
+    path, named = tmp_path / "old.safetensors", tmp_path / "named.safetensors"
     save_file({rename(key): value for key, value in wanted.items()}, path)
+    # diffusers of today reads the oldest files only with the name of the part before each key.
+    save_file({("" if rename is _old else "unet.") + rename(key): value for key, value in wanted.items()}, named)
     parts = ("unet", "text", "text_2") if rename is _old else ("unet",)
-    agree(both, [(read_lora(path, both.model.preset), Strength())], loaded(both, path), parts)
+    pipeline = loaded(both, named)
+    for file in (path, named):
+        agree(both, [(read_lora(file, both.model.preset), Strength())], pipeline, parts)
 
 
 def test_two_at_once_with_strengths_of_their_own(both: Both, tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ FILES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "kohya's LoRA": (
         "safetensors",
         save("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"),
-        "a LoRA, not a model",
+        "a LoRA, not a model; give the model that it was made for, and this beside it by --lora",
     ),
     "kohya's LoRA of text": ("safetensors", save("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha"), "a LoRA"),
     "PEFT's LoRA": ("safetensors", save("unet.mid_block.attentions.0.proj_in.lora_A.weight"), "a LoRA"),
@@ -312,10 +312,10 @@ FILES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "a LoRA",
     ),
     "a LoKr": ("safetensors", save("lycoris_mid_block_proj_in.lokr_w1"), "a LoRA"),
-    "A1111's textual inversion": ("pt", _inversion, "a textual inversion"),
+    "A1111's textual inversion": ("pt", _inversion, "--embedding"),
     "diffusers' textual inversion": ("safetensors", save("<cat>", shape=(768,)), "a textual inversion"),
     "SDXL's textual inversion": ("safetensors", save("clip_l", "clip_g"), "a textual inversion"),
-    "a hypernetwork": ("pt", _hypernetwork, "a hypernetwork, not a model"),
+    "a hypernetwork": ("pt", _hypernetwork, "--hypernetwork"),
     "a ControlNet": ("safetensors", save("control_model.input_blocks.0.0.weight"), "a ControlNet, not a model"),
     "diffusers' ControlNet": (
         "safetensors",

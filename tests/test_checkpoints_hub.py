@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -119,7 +120,22 @@ for name in sys.argv[1:]:
 """
 
 
-def ask(hub_url: str, cache: Path, *names: str, offline: bool = False) -> list[str]:
+READ_VAE = """
+import sys
+from safelight.checkpoints import read
+from safelight.checkpoints.alone import read_vae
+from safelight.errors import ModelFileError
+preset = read(sys.argv[1]).preset
+for name in sys.argv[2:]:
+    try:
+        found = read_vae(name, preset.autoencoder, preset.latent_scale)
+        print("vae", sum(t.numel() for t in found.values()))
+    except ModelFileError as error:
+        print("error", error)
+"""
+
+
+def ask(hub_url: str, cache: Path, *names: str, offline: bool = False, code: str = READ) -> list[str]:
     """`read` in a process of its own: huggingface_hub looks at its environment once."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
     environment = {
@@ -134,7 +150,7 @@ def ask(hub_url: str, cache: Path, *names: str, offline: bool = False) -> list[s
         "HF_HUB_ETAG_TIMEOUT": "3",
     }
     done = subprocess.run(
-        [sys.executable, "-c", READ, *names],
+        [sys.executable, "-c", code, *names],
         capture_output=True,
         text=True,
         check=False,
@@ -144,7 +160,7 @@ def ask(hub_url: str, cache: Path, *names: str, offline: bool = False) -> list[s
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == len(names), done.stdout
+    assert len(lines) == len(names) - (code != READ), done.stdout
     return lines
 
 
@@ -208,6 +224,24 @@ def test_shards_bin_and_half_precision_are_downloaded_where_there_is_nothing_els
     vae = model / "vae/diffusion_pytorch_model.safetensors"
     vae.rename(vae.with_suffix(".fp16.safetensors"))
     assert ask(hub.url, tmp_path / "cache", "toy/model") == [f"read toy {count()}"]
+
+
+def test_an_autoencoder_alone_and_that_of_a_whole_model_are_downloaded(hub: Hub, tmp_path: Path) -> None:
+    """As stabilityai/sd-vae-ft-mse is: its files are at the root, in more than one kind."""
+    model, lone = hub.root / "toy/model", hub.root / "toy/vae"
+    shutil.copytree(model / "vae", lone)
+    torch.save(load_file(lone / "diffusion_pytorch_model.safetensors"), lone / "diffusion_pytorch_model.bin")
+    shutil.copytree(model, tmp_path / "here")
+    numbers = sum(t.numel() for t in toy_checkpoint().parts["autoencoder"].values())
+    sources = ("toy/vae", "toy/model", "toy/nowhere", "toy/vae.safetensors")
+    found = ask(hub.url, tmp_path / "cache", str(tmp_path / "here"), *sources, code=READ_VAE)
+    assert found[:2] == [f"vae {numbers}"] * 2
+    assert "toy/nowhere is neither a path here nor a repository" in found[2]
+    assert "toy/vae.safetensors is missing" in found[3]
+    weights = [name for name in hub.asked if name.endswith((".safetensors", ".bin"))]
+    assert weights == ["diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+    offline = ask(hub.url, tmp_path / "cache", str(tmp_path / "here"), "toy/vae", offline=True, code=READ_VAE)
+    assert offline == [f"vae {numbers}"]
 
 
 def test_an_index_on_the_hub_that_points_outside_is_refused(hub: Hub, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from safelight.checkpoints import hub
 from safelight.checkpoints.configs import read_autoencoder_as_stated
 from safelight.checkpoints.configs.autoencoder import KL
 from safelight.checkpoints.configs.clip import TEXT as TEXT_KIND
+from safelight.checkpoints.described import CONFIG
 from safelight.checkpoints.fields import Fields
 from safelight.checkpoints.files import read_json, read_sharded, read_tensors
-from safelight.checkpoints.folder import CONFIG, INDEX, find_weights, weight_names
-from safelight.checkpoints.index import read_index
+from safelight.checkpoints.folder import find_weights, weight_names
+from safelight.checkpoints.index import INDEX, read_index
 from safelight.checkpoints.keys import Drop, Layout, Misfit
 from safelight.checkpoints.kinds import KINDS
 from safelight.checkpoints.layouts import bert, diffusers, ldm, openclip, original, transformers
@@ -215,8 +216,8 @@ def text_ways(tower: Tower, keys: Collection[str]) -> Iterator[Way]:
         if "model.embed_tokens.weight" in keys:
             yield "", bert.diffusers_layout(tower)
         for prefix in _before(keys, "token_emb.weight"):
-            drops = (Drop(prefix + "to_logits.*", "predicts words, which no picture needs"),)
-            yield prefix, Layout({TEXT_PART: bert.transformer(tower, prefix)}, shapes, drops)
+            words = (Drop(prefix + "to_logits.*", "predicts words, which no picture needs"),)
+            yield prefix, Layout({TEXT_PART: bert.transformer(tower, prefix)}, shapes, words)
         return
     transformers_mark = "embeddings.token_embedding.weight"
     for prefix in _before(keys, transformers_mark):

@@ -12,8 +12,9 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from safelight.checkpoints.described import CONFIG
 from safelight.checkpoints.files import FILE_ENDINGS, is_plain_name, printable, read_json
-from safelight.checkpoints.folder import CONFIG, files_of, weight_names
+from safelight.checkpoints.folder import files_of, weight_names
 from safelight.checkpoints.index import INDEX, Contents, read_index
 from safelight.checkpoints.kinds import KINDS, Kind
 from safelight.errors import ModelFileError

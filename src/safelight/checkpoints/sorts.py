@@ -24,12 +24,13 @@ class Sort:
 
 
 _FOR = "give the model that it was made for"
+_ON = f"{_FOR}, and this beside it by"
 _BESIDE = "give a whole model, and this beside it by"
 
 MODEL = Sort("model", "a model", "give it by --model")
-LORA = Sort("lora", "a LoRA, not a model", _FOR)
-EMBEDDING = Sort("embedding", "a textual inversion (words for a prompt), not a model", _FOR)
-HYPERNETWORK = Sort("hypernetwork", "a hypernetwork, not a model", _FOR)
+LORA = Sort("lora", "a LoRA, not a model", f"{_ON} --lora")
+EMBEDDING = Sort("embedding", "a textual inversion (words for a prompt), not a model", f"{_ON} --embedding")
+HYPERNETWORK = Sort("hypernetwork", "a hypernetwork, not a model", f"{_ON} --hypernetwork")
 CONTROLNET = Sort("controlnet", "a ControlNet, not a model, and Safelight draws without them", _FOR)
 AUTOENCODER = Sort("autoencoder", "an autoencoder alone", f"{_BESIDE} --vae")
 TEXT = Sort("text encoder", "a text encoder alone", f"{_BESIDE} --text-encoder")

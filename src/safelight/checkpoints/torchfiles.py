@@ -142,7 +142,9 @@ def _read_zip(path: Path) -> tuple[object, Callable[[Storage], int]]:
                     f"{path} is not a PyTorch checkpoint: its zip must have one data.pkl, no name twice; give another"
                 )
             if pickles[0].file_size > MAX_BYTES:
-                raise ModelFileError(f"{path} is refused: its data.pkl is over {MAX_BYTES:,} bytes; ask for a .safetensors file")
+                raise ModelFileError(
+                    f"{path} is refused: its data.pkl is over {MAX_BYTES:,} bytes; ask for a .safetensors file"
+                )
             _plain(path, pickles[0])
             folder = pickles[0].filename.removesuffix("data.pkl")
             order = {m.filename: m for m in members}.get(f"{folder}byteorder")
