@@ -18,6 +18,7 @@ REFUSED = {
     "ldm-semantic": "semantic maps",
     "ldm-semantic-512": "semantic maps",
     "ldm-inpainting": "holes as latent diffusion shows them",
+    "ldm-retrieval": "no such networks that are told words",
 }
 """What diffusers cannot express, and what is said of it."""
 WRITTEN = {

@@ -23,7 +23,7 @@ from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.networks import shapes_of
 from safelight.presets import PRESETS
 from safelight.presets import ldm as ldm_presets
-from safelight.presets.conditions import NORMALIZER
+from safelight.presets.conditions import NORMALIZER, TEXT
 from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.tasks.files import FileCard, ModelCard, describe
 from safelight.tasks.sources import PLAIN, Reading
@@ -54,6 +54,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {  # the file, and all presets that its ke
     "ldm_cin256_v2": ("ldm-class",),
     "ldm_txt2img_1p4B": ("ldm-text",),
     "ldm_text2img256": ("ldm-text-f4",),
+    "ldm_rdm768": ("ldm-retrieval",),
     "ldm_layout2img_openimages256": ("ldm-layout",),
     "ldm_semantic_synthesis256": ("ldm-semantic", "ldm-semantic-512"),
     "ldm_semantic_synthesis512": ("ldm-semantic", "ldm-semantic-512"),
@@ -123,7 +124,7 @@ def test_a_real_file_is_shown_or_its_candidates_are(tmp_path: Path, name: str) -
         card = shown(tmp_path, name, Reading(preset=preset.name) if asks else PLAIN)
         assert (card.preset, card.title, card.prediction) == (preset.name, preset.title, preset.prediction)
         assert (card.width, card.height) == (preset.width, preset.height)
-        assert card.absent == ([NORMALIZER] if name == "sd_v21_unclip_l" else [])
+        assert card.absent == {"sd_v21_unclip_l": [NORMALIZER], "ldm_rdm768": [TEXT]}.get(name, [])
         counts = {part.name: part.parameters for part in card.parts}
         assert counts.keys() == preset.networks.keys() - set(card.absent)
         for part, prefix in ((UNET, ldm.UNET), (AUTOENCODER, ldm.AUTOENCODER)):

@@ -14,6 +14,7 @@ import safelight
 from folder_cases import REFUSED
 from safelight.checkpoints import read
 from safelight.checkpoints.layouts import original
+from safelight.checkpoints.vocabulary import write_tokenizer
 from safelight.checkpoints.writing import write_tensors
 from safelight.diffusion.denoiser import Denoiser
 from safelight.doors import Conditioning
@@ -41,7 +42,7 @@ from safelight.tasks.requests import (
 )
 from safelight.tasks.resolve import tasks_of
 from safelight.tasks.sources import Reading
-from toy_family import CLASSES, toy_model, toy_preset
+from toy_family import CLASSES, CLIP_WORDS, toy_model, toy_preset
 
 SIDE = 32
 
@@ -140,7 +141,10 @@ def test_a_member_is_the_same_in_every_layout(name: str, tmp_path: Path, monkeyp
         with pytest.raises(ModelFileError, match=REFUSED[name]):
             model.save(folder)
         write_tensors(single, original.save(model.preset, model.weights()))
-        words = None
+        words = tmp_path / "words" if model.preset.words else None
+        if words is not None:
+            words.mkdir()
+            write_tokenizer(words, CLIP_WORDS)
     else:
         model.save(folder)
         holds_the_same(read(folder).parts)

@@ -61,11 +61,19 @@ TOY_DEPTH = DepthConfig(
 )
 
 
+def _attended(condition: Words | Boxes) -> int:
+    """How wide what the network attends to is."""
+    tower = condition.tower
+    if isinstance(condition, Words) and condition.states == "embedding" and isinstance(tower, ClipTextConfig):
+        return tower.projection_width
+    return tower.width
+
+
 def toy_preset(preset: Preset) -> Preset:
     """The same member, small: as many levels, towers, heads and doors, of an eighth of the width and less."""
     conditions = tuple(_condition(condition) for condition in preset.conditions)
     unet = preset.unet
-    contexts = [c.tower.width for c in conditions if isinstance(c, Words | Boxes)]
+    contexts = [_attended(c) for c in conditions if isinstance(c, Words | Boxes)]
     contexts += [c.labels.width for c in conditions if isinstance(c, Label)]
     small = replace(
         unet,

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from typing import Annotated, get_type_hints
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from safelight.cli.options import FLAT, signed
+from safelight.cli.options import signed
 from safelight.training.recipes import commands as recipes
+
+SEVERAL = Parameter(name="*", consume_multiple=True)
+"""The fields are options of the command itself, and those that take several values take them behind each other."""
 
 
 def _training_command(start: Callable[..., None]) -> Callable[..., None]:
@@ -28,7 +31,7 @@ def _training_command(start: Callable[..., None]) -> Callable[..., None]:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=whole.get(name, inspect.Parameter.empty),
-            annotation=Annotated[config, FLAT],
+            annotation=Annotated[config, SEVERAL],
         )
         for name, config in hints.items()
     ]
@@ -42,8 +45,17 @@ def _has_default(field: Field[object]) -> bool:
 def register(app: App) -> None:
     """Add the command of every recipe, and of every report."""
     train = App(name="train", help="Train the parts of a model, one recipe each.")
-    for start in (recipes.clip, recipes.autoencoder, recipes.diffusion, recipes.judge):
-        train.command(_training_command(start), name=start.__name__)
+    for start in (
+        recipes.clip,
+        recipes.autoencoder,
+        recipes.diffusion,
+        recipes.lora,
+        recipes.dreambooth,
+        recipes.textual_inversion,
+        recipes.hypernetwork,
+        recipes.judge,
+    ):
+        train.command(_training_command(start), name=start.__name__.replace("_", "-"))
     app.command(train)
     evaluate = App(name="evaluate", help="Measure a model on prompts that it never saw.")
     evaluate.command(

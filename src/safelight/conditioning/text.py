@@ -144,7 +144,7 @@ class Encoder:
         Raises:
             RequestError: the tower has not so many layers to skip.
         """
-        early = int(states != "last")
+        early = int(states in ("penultimate", "penultimate_normed"))
         if isinstance(tower, Bert):
             if clip_skip != 1:
                 raise RequestError("clip_skip is for models whose text tower is a CLIP: leave it out")
@@ -183,7 +183,7 @@ class Encoder:
             read += (Chunk(),) * (chunks - len(read))
             rows = [self._row(chunk.ids) for chunk in read]
             contexts = [
-                weighted(row.context, chunk, self.reader.emphasis)
+                row.context if self.states == "embedding" else weighted(row.context, chunk, self.reader.emphasis)
                 for row, chunk in zip(rows, read, strict=True)
                 if row.context is not None
             ]

@@ -26,7 +26,7 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Activation = Literal["quick_gelu", "gelu"]
-States = Literal["last", "penultimate", "penultimate_normed"]
+States = Literal["last", "penultimate", "penultimate_normed", "embedding"]
 """Which states of a text tower a network attends to: those after the last layer and the final norm (SD 1), or those
 that enter the last layer, as they are (SDXL) or through the final norm (SD 2, were its tower not given a layer short:
 then they are its last)."""
@@ -199,15 +199,19 @@ class ClipText(nn.Module):
         return TextOutput(last, hidden, pooled, embedding)
 
     def attended(self, said: TextOutput, states: States = "last", skip: int = 0) -> Tensor:
-        """The states (B, L, D) that a network attends to.
+        """The states (B, L, D) that a network attends to; of "embedding" the one (B, 1, P), of length 1.
 
         Args:
             states: which ones the network was trained with.
             skip: so many layers earlier than those ("clip skip").
 
         Raises:
-            RequestError: there are not so many layers.
+            RequestError: there are not so many layers, or what is attended to is behind all of them.
         """
+        if states == "embedding":
+            if skip != 0 or said.embedding is None:
+                raise RequestError("clip skip is for models that attend to a layer's states: leave it out")
+            return F.normalize(said.embedding, dim=-1)[:, None]
         earlier = skip + (states != "last")
         if not 0 <= skip <= earlier < len(said.hidden):
             raise RequestError(f"cannot skip {skip} layers: the text tower has {len(said.hidden) - 1}")

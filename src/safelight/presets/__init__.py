@@ -10,7 +10,7 @@ _MEMBERS = (
     *(sd1.SD1, sd1.SD1_INPAINTING),
     *(sd2.SD2_BASE, sd2.SD2_V, sd2.SD2_INPAINTING, sd2.SD2_DEPTH, sd2.UNCLIP_L, sd2.UNCLIP_H, sd2.X4_UPSCALER),
     *(sdxl.SDXL, sdxl.SDXL_REFINER, turbo.SD_TURBO, turbo.SDXL_TURBO),
-    *(ldm.CELEBA, ldm.FFHQ, ldm.BEDROOMS, ldm.CHURCHES, ldm.CLASS_F8, ldm.CLASS, ldm.TEXT, ldm.TEXT_F4),
+    *(ldm.CELEBA, ldm.FFHQ, ldm.BEDROOMS, ldm.CHURCHES, ldm.CLASS_F8, ldm.CLASS, ldm.TEXT, ldm.TEXT_F4, ldm.RETRIEVAL),
     *(ldm.LAYOUT, ldm.SEMANTIC, ldm.SEMANTIC_512, ldm.UPSCALING, ldm.INPAINTING),
     *(pixels.DDPM, pixels.DDPM_CIFAR10, pixels.DDPM_256, tiny.TINY),
 )

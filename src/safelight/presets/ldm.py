@@ -11,6 +11,7 @@ from safelight.diffusion.schedule import ScheduleConfig
 from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.bert import BertConfig
 from safelight.models.boxes import BoxesConfig
+from safelight.models.clip import ClipTextConfig
 from safelight.models.labels import LabelsConfig
 from safelight.models.rescaler import RescalerConfig
 from safelight.models.unet import UNetConfig
@@ -206,6 +207,21 @@ UPSCALING = replace(
     conditions=(SmallPicture(),),
     schedule=replace(CELEBA.schedule, end=0.0155),
 )
+RETRIEVAL = replace(
+    CELEBA,
+    name="ldm-retrieval",
+    title="LDM by CLIP's embedding of words (retrieval-augmented)",
+    unet=RETRIEVAL_UNET,
+    autoencoder=KL_F16,
+    conditions=(Words(ClipTextConfig(projection_width=768, projected=True), states="embedding", zeros=True),),
+    schedule=replace(CELEBA.schedule, end=0.015),
+    latent_scale=0.22765929,
+    width=768,
+    height=768,
+    guidance=5.0,
+)
+"""Told CLIP's embedding of the prompt as one token; the embeddings of neighbours, which training put beside it, can be
+left out (Blattmann et al. 2022, sec. 3). Its file has no text tower."""
 INPAINTING = replace(
     CELEBA,
     name="ldm-inpainting",

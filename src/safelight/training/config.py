@@ -35,7 +35,10 @@ class LoopConfig:
     accumulate: int = 1
     """Batches whose gradients are averaged before the weights move."""
     lr: float = 3e-4
-    """Highest learning rate (AdamW)."""
+    """Highest learning rate."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adamw remembers two numbers for each weight; adafactor (Shazeer & Stern 2018) two for each row and column. The
+    latter's rate is in units of a matrix's own size, and wants to be some thirty times as high."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """What the learning rate does after the warm-up."""
     warmup: int = 1000
@@ -82,6 +85,7 @@ class LoopConfig:
         self._require("seed", self.seed < 2**63, "a number below 2^63")
         self._require("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
         self._require("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
+        self._require("optimizer", self.optimizer in ("adamw", "adafactor"), "adamw or adafactor")
         self._require("device", self.device in ("auto", "cpu"), "auto or cpu")
 
     def _require(self, name: str, fulfilled: bool, wanted: str) -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from safelight.errors import DataError
-
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-CAPTIONS = (".txt", ".caption")
-METADATA = "metadata.jsonl"
+from safelight.training.folders import identity_of, open_picture, read_entries
 
 
 @lru_cache(maxsize=8)
@@ -55,51 +47,33 @@ def batch_indices(index: int, size: int, count: int, seed: int) -> list[int]:
 
 
 class ImageFolder:
-    """Captioned pictures in a folder and the folders in it: PNG, JPEG, WebP, BMP.
+    """Captioned pictures in a folder and the folders in it: PNG, JPEG, WebP, BMP; captions as in `folders`.
 
-    The caption is in a file of the same stem, `.txt` or `.caption`; or all are in `metadata.jsonl`, one line
-    {"file_name": ..., "text": ...} per picture. Everything is read once at the beginning, so that a mistake
-    is found before the first step and not in the night.
+    Everything is read once at the beginning, so that a mistake is found before the first step and not in the night.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
         """Validate the folder; its pictures come out `size` pixels wide and high.
 
         Raises:
-            DataError: no such folder, no picture in it, a picture that is damaged or has no caption.
+            DataError: as `folders.read_entries`.
         """
         self.folder, self.size = Path(folder), size
-        if not self.folder.is_dir():
-            raise DataError(f"{self.folder} is not a folder: give one with pictures and captions")
-        try:
-            found = _pictures(self.folder)
-            captions = _from_metadata(self.folder, found) if (self.folder / METADATA).exists() else _from_files(found)
-        except OSError as error:
-            raise DataError(f"{error.filename} cannot be read ({error.strerror}): check it") from error
-        if not found:
-            endings = ", ".join(sorted(PICTURES))
-            raise DataError(f"{self.folder} has no pictures: put {endings} files with captions there")
-        self._paths = found
-        self._captions = captions
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            hashes = list(pool.map(_verify, found))
-        digest = hashlib.sha256(f"{size}".encode())
-        for path, content, caption in zip(found, hashes, captions, strict=True):
-            name = path.relative_to(self.folder).as_posix()
-            digest.update(json.dumps([name, content, caption]).encode())
-        self._identity = f"folder-{digest.hexdigest()}"
+        entries = read_entries(self.folder)
+        self._identity = identity_of(entries, size)
+        self._entries = [entry for entry in entries for _ in range(entry.repeats)]
 
     @property
     def identity(self) -> str:
-        """Equal for equal names, bytes, captions and size."""
+        """Equal for equal names, bytes, captions, repeats and size."""
         return self._identity
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._entries)
 
     def caption(self, index: int) -> str:
         """The caption alone, without reading the picture."""
-        return self._captions[index]
+        return self._entries[index].caption
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """(3, size, size) uint8 and the caption: scaled to cover the square, and cropped to its centre.
@@ -107,98 +81,12 @@ class ImageFolder:
         Raises:
             DataError: the picture has changed since the beginning and is no longer one.
         """
-        path = self._paths[index]
-        picture = _decode(path, _bytes_of(path))
-        square = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.array(square))  # (H, W, 3)
-        return pixels.permute(2, 0, 1).contiguous(), self._captions[index]
+        entry = self._entries[index]
+        square = ImageOps.fit(open_picture(entry.path), (self.size, self.size), Image.Resampling.LANCZOS)
+        return to_uint8(square), entry.caption
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """In the order of their names, which must not depend on the file system. Hidden ones are left out."""
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURES
-        and path.is_file()
-        and not any(name.startswith(".") for name in path.relative_to(folder).parts)
-    ]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _from_files(pictures: list[Path]) -> list[str]:
-    """The captions beside the pictures."""
-    captions = []
-    for path in pictures:
-        beside = [path.with_suffix(suffix) for suffix in CAPTIONS if path.with_suffix(suffix).is_file()]
-        if not beside:
-            raise DataError(f"{path} has no caption: write one to {path.with_suffix('.txt')}")
-        if len(beside) > 1:
-            raise DataError(f"{path} has two captions, {beside[0].name} and {beside[1].name}: delete one")
-        captions.append(_text_of(beside[0]).strip())
-    return captions
-
-
-def _from_metadata(folder: Path, pictures: list[Path]) -> list[str]:
-    """The captions of metadata.jsonl, in the order of the pictures."""
-    file = folder / METADATA
-    captions: dict[str, str] = {}
-    for number, line in enumerate(_text_of(file).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file} line {number} is not JSON: write one object per line") from error
-        name = entry.get("file_name") if isinstance(entry, dict) else None
-        text = entry.get("text") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise DataError(f"{file} line {number} needs a file_name and a text: both are strings")
-        name = PurePosixPath(name).as_posix()
-        if name in captions:
-            raise DataError(f"{file} line {number} names {name} a second time: delete one")
-        captions[name] = text.strip()
-    names = [path.relative_to(folder).as_posix() for path in pictures]
-    for name in captions.keys() - set(names):
-        raise DataError(f"{file} names {name}, which is no picture in {folder}: mend the name or the line")
-    for name in names:
-        if name not in captions:
-            raise DataError(f"{folder / name} has no caption: write a line for it into {file}")
-    return [captions[name] for name in names]
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: save it as that") from error
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): check it") from error
-
-
-def _verify(path: Path) -> str:
-    """Decode the whole picture; the hash of its bytes."""
-    data = _bytes_of(path)
-    _decode(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _decode(path: Path, data: bytes) -> Image.Image:
-    """An upright RGB picture; transparency falls on white, 16 bits become 8."""
-    try:
-        with Image.open(BytesIO(data)) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits of grey, which convert() would clip
-                grey = np.asarray(upright, dtype=np.float64) / 257
-                upright = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-            if upright.has_transparency_data:
-                rgba = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not a whole picture: replace it or take it out") from error
+def to_uint8(picture: Image.Image) -> Tensor:
+    """(3, H, W) uint8 of an RGB picture."""
+    pixels = torch.from_numpy(np.array(picture))  # (H, W, 3)
+    return pixels.permute(2, 0, 1).contiguous()

@@ -12,6 +12,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -23,7 +24,7 @@ from safelight.training.batches import batches, on_device, pinned
 from safelight.training.config import LoopConfig
 from safelight.training.parts import AVERAGE, MEND, OPTIMIZER, WEIGHTS, Part
 from safelight.training.progress import Progress, make_accelerator
-from safelight.training.recipe import Recipe, Turn
+from safelight.training.recipe import Paced, Recipe, Turn
 from safelight.training.stopping import Stop
 from safelight.training.store import REJECTED, Found, State, Store, read_state, read_tensors, require_same_run
 
@@ -78,7 +79,15 @@ class _Run(Generic[B]):
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
         self.processes: int = accelerator.num_processes
-        self.parts = {name: Part(name, module.to(self.device).train(), config) for name, module in recipe.parts.items()}
+        self.parts = {
+            name: Part(
+                name,
+                module.to(self.device).train(),
+                config,
+                partial(recipe.pace, name) if isinstance(recipe, Paced) else None,
+            )
+            for name, module in recipe.parts.items()
+        }
         self.micro = self.skipped = self.bad_in_a_row = 0
         self.saved: Path | None = None
         self.generator = torch.Generator("cpu")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +16,48 @@ WEIGHTS, AVERAGE, OPTIMIZER = "weights", "ema", "optimizer"
 """The three files of tensors in a checkpoint."""
 FUSED = ("cpu", "cuda", "mps", "xpu")
 STEP = "step"
+FACTORS = ("row_var", "col_var")
+"""What Adafactor keeps of a matrix, in place of moments of its shape."""
+PACE = "pace"
 MEND = "resume with the settings that the run began with"
 
 
 class Part:
     """One entry of `Recipe.parts` in training.
 
-    The optimizer is AdamW (Loshchilov & Hutter 2019). Weight decay goes to matrices and kernels only.
+    The optimizer is AdamW (Loshchilov & Hutter 2019) or Adafactor (Shazeer & Stern 2018). Weight decay goes to
+    matrices and kernels only.
+
+    pace: a parameter's learning rate as a factor of the loop's; None: all learn at that.
     """
 
-    def __init__(self, name: str, module: nn.Module, config: LoopConfig) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, config: LoopConfig, pace: Callable[[str], float] | None = None
+    ) -> None:
         self.name, self.module, self.clip = name, module, config.clip
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if not self.parameters:
             raise TrainingError(f"part {name} has nothing to train: give it parameters that require gradients")
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-                {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=config.lr,
-            betas=config.betas,
-            fused=self.parameters[0].device.type in FUSED,
-        )
+        self.optimizer = self._optimizer(config, (lambda _: 1.0) if pace is None else pace)
         self.ema = Ema(module, config.ema) if config.ema > 0 else None
         self._buffers = list(module.buffers())
         self._good_buffers = [b.clone() for b in self._buffers]
+
+    def _optimizer(self, config: LoopConfig, pace: Callable[[str], float]) -> torch.optim.Optimizer:
+        """One group for each pace and weight decay."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((pace(name), decay), []).append(parameter)
+        listed: list[dict[str, Any]] = [
+            {"params": parameters, "weight_decay": decay, PACE: factor}
+            for (factor, decay), parameters in groups.items()
+        ]
+        if config.optimizer == "adafactor":
+            return torch.optim.Adafactor(listed, lr=config.lr)
+        fused = self.parameters[0].device.type in FUSED
+        return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas, fused=fused)
 
     @property
     def exported(self) -> nn.Module:
@@ -61,7 +77,7 @@ class Part:
         if 0 < self.clip < norm:
             torch._foreach_mul_(self.gradients(), self.clip / norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group[PACE]
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
@@ -132,6 +148,9 @@ class Part:
         for kind, value in found.items():
             if kind == STEP:
                 yield kind, value.to(parameter.device)
+                continue
+            if kind in FACTORS:
+                yield kind, value.to(parameter.device, copy=True)
                 continue
             if value.shape != parameter.shape:
                 raise TrainingError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -56,3 +56,12 @@ class Recipe(Protocol[B]):
         ...
 
     def load_state_dict(self, state: Mapping[str, float]) -> None: ...
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """A recipe that does not train all that it trains at the loop's learning rate."""
+
+    def pace(self, part: str, parameter: str) -> float:
+        """How fast a parameter of a part learns: a factor of the loop's rate."""
+        ...

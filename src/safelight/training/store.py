@@ -28,6 +28,8 @@ from safelight.training.config import LoopConfig
 FORMAT = 1
 STATE, MANIFEST = "state.json", "manifest.json"
 REJECTED = "rejected-"
+LATER: Mapping[str, str] = {"optimizer": "adamw"}
+"""Settings that earlier versions did not know, and what their runs did."""
 
 
 @dataclass(frozen=True)
@@ -201,10 +203,10 @@ def require_same_run(path: Path, state: State, config: LoopConfig, processes: in
     Raises:
         TrainingError: names the first setting that differs, both its values, and the mend.
     """
-    now = config.fixed()
-    for name in now.keys() | state.settings.keys():
-        before = state.settings.get(name)
-        if name not in now or name not in state.settings or now[name] != before:
+    now, settings = config.fixed(), {**LATER, **state.settings}
+    for name in now.keys() | settings.keys():
+        before = settings.get(name)
+        if name not in now or name not in settings or now[name] != before:
             raise TrainingError(
                 f"{path} was trained with {name} {_shown(before)}, not {_shown(now.get(name))}: "
                 f"resume with --{name.replace('_', '-')} {_shown(before)}, or train into another --output"

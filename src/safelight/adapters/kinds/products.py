@@ -85,11 +85,20 @@ class LoHa(Additive):
         """R."""
         return self.hada_w1_b.shape[0]
 
-    def difference(self, weight: Tensor) -> Tensor:
-        """As `Additive.difference`."""
+    def _halves(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         one = _made(self.hada_w1_a, self.hada_w1_b, self.hada_t1, weight)
         other = _made(self.hada_w2_a, self.hada_w2_b, self.hada_t2, weight)
-        return (self.scale * one * other).view(weight.shape)
+        return one.view(weight.shape), other.view(weight.shape)
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """As `Additive.difference`."""
+        one, other = self._halves(weight)
+        return self.scale * one * other
+
+    def combined(self, weight: Tensor, strength: float) -> Tensor:
+        """As `Additive.combined`, in one pass over the weight."""
+        one, other = self._halves(weight)
+        return torch.addcmul(weight, one, other, value=strength * self.scale)
 
 
 class LoKr(Additive):

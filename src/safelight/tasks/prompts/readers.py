@@ -32,7 +32,7 @@ def readers(
             tokenizers[words.part] if more is None else more.tokenizer,
             emphasis,
             backtrack,
-            single=isinstance(words.tower, BertConfig),
+            single=isinstance(words.tower, BertConfig) or words.states == "embedding",
             together=None if more is None else more.tokenizer.together,
         )
     return found

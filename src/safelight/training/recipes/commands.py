@@ -19,7 +19,15 @@ from safelight.training.recipes.settings import (
     ClipSettings,
     DataConfig,
     DiffusionSettings,
+    DreamBoothSettings,
+    HypernetworkSettings,
+    InversionLoop,
+    InversionSettings,
+    LoraSettings,
     SceneConfig,
+    TuningData,
+    TuningLoop,
+    TuningSettings,
 )
 
 if TYPE_CHECKING:
@@ -116,11 +124,57 @@ def judge(*, loop: LoopConfig, data: SceneConfig) -> None:
     train(recipe, loop)
 
 
+def dreambooth(*, loop: TuningLoop, data: TuningData, settings: DreamBoothSettings) -> None:
+    """A whole model taught one thing from a few pictures, and its class kept."""
+    from safelight.training.loop import train
+    from safelight.training.recipes.dreambooth import DreamBooth
+
+    _begin(loop)
+    recipe = DreamBooth(settings, data, loop)
+    record("dreambooth", loop, recipe.pictures.identity, {"data": data, "settings": settings})
+    train(recipe, loop)
+
+
+def lora(*, loop: TuningLoop, data: TuningData, settings: LoraSettings) -> None:
+    """A small change of a model, in a file of its own: LoRA, LoCon, LoHa, LoKr, DoRA."""
+    from safelight.training.loop import train
+    from safelight.training.recipes.lora import LoraRecipe
+
+    _begin(loop)
+    recipe = LoraRecipe(settings, data, loop)
+    record("lora", loop, recipe.pictures.identity, {"data": data, "settings": settings})
+    train(recipe, loop)
+
+
+def textual_inversion(*, loop: InversionLoop, data: TuningData, settings: InversionSettings) -> None:
+    """A new word for a model, in a file of its own: nothing of the model is changed."""
+    from safelight.training.loop import train
+    from safelight.training.recipes.textual_inversion import TextualInversion
+
+    _begin(loop)
+    recipe = TextualInversion(settings, data, loop)
+    record("textual-inversion", loop, recipe.pictures.identity, {"data": data, "settings": settings})
+    train(recipe, loop)
+
+
+def hypernetwork(*, loop: TuningLoop, data: TuningData, settings: HypernetworkSettings) -> None:
+    """Small networks that bend what a model attends to, in a file of their own."""
+    from safelight.training.loop import train
+    from safelight.training.recipes.hypernetwork import HypernetworkRecipe
+
+    _begin(loop)
+    recipe = HypernetworkRecipe(settings, data, loop)
+    record("hypernetwork", loop, recipe.pictures.identity, {"data": data, "settings": settings})
+    train(recipe, loop)
+
+
 def record(
     recipe: str,
     loop: LoopConfig,
     pictures: str,
-    told: Mapping[str, SceneConfig | ClipSettings | AutoencoderSettings | DiffusionSettings],
+    told: Mapping[
+        str, SceneConfig | ClipSettings | AutoencoderSettings | DiffusionSettings | TuningData | TuningSettings
+    ],
 ) -> None:
     """Write what a run is told into its folder as it starts, so that what is said of its model can be proved.
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +13,6 @@ from tqdm import tqdm
 
 from safelight.checkpoints import Checkpoint, write_folder
 from safelight.checkpoints.components import read_autoencoder, read_clip
-from safelight.checkpoints.files import read_tensors
-from safelight.checkpoints.writing import write_tensors
 from safelight.diffusion.denoiser import Denoiser
 from safelight.diffusion.schedule import Schedule
 from safelight.diffusion.weighting import snr_weight
@@ -32,8 +27,9 @@ from safelight.presets.conditions import TEXT
 from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.tasks.loading import fill, open_checkpoint
 from safelight.training.data import batch_indices
+from safelight.training.latents import kept, moments
 from safelight.training.loop import Turn
-from safelight.training.pictures import Pictures, pixels
+from safelight.training.pictures import Pictures
 from safelight.training.recipes.settings import DiffusionSettings
 
 ENCODE_BATCH = 64
@@ -176,32 +172,15 @@ def _check_fit(preset: Preset, text_width: int, latent_channels: int) -> None:
 
 
 def cached_moments(pictures: Pictures, autoencoder: Autoencoder, cache: Path) -> Tensor:
-    """Mean and deviation of every picture's latent, (N, 2C, h, w) float16, kept in files for the next start.
+    """Mean and deviation of every picture's latent, (N, 2C, h, w) float16, kept in files for the next start."""
 
-    The files are named after the encoder's weights and the data, so a change of either makes new ones. Of several
-    processes each encodes its share and waits for the others' files.
-    """
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    digest = hashlib.sha256(pictures.identity.encode())
-    for module in (autoencoder.encoder, autoencoder.quant_conv):
-        for parameter in module.parameters():
-            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
-    stem = f"latents-{digest.hexdigest()[:16]}"
-    paths = [cache / f"{stem}-{k + 1}-of-{processes}.safetensors" for k in range(processes)]
-    bounds = [k * len(pictures) // processes for k in range(processes + 1)]
-    if not paths[rank].exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        write_tensors(paths[rank], {MOMENTS: _moments(pictures, autoencoder, bounds[rank], bounds[rank + 1])})
-    while not all(path.exists() for path in paths):  # a process that fails is noticed by whoever launched all
-        time.sleep(0.5)
-    return torch.cat([read_tensors(path)[MOMENTS] for path in paths])
+    def make(chosen: range) -> Mapping[str, Tensor]:
+        found = []
+        starts = range(chosen.start, chosen.stop, ENCODE_BATCH)
+        for start in tqdm(starts, desc="encoding pictures", unit="batch", disable=None):
+            some = range(start, min(start + ENCODE_BATCH, chosen.stop))
+            found.append(moments(autoencoder, [pictures[i][0] for i in some]))
+        return {MOMENTS: torch.cat(found)}
 
-
-@torch.no_grad()
-def _moments(pictures: Pictures, autoencoder: Autoencoder, first: int, last: int) -> Tensor:
-    moments = []
-    for start in tqdm(range(first, last, ENCODE_BATCH), desc="encoding pictures", unit="batch", disable=None):
-        chosen = range(start, min(start + ENCODE_BATCH, last))
-        mean, logvar = autoencoder.encode(pixels([pictures[i][0] for i in chosen]))
-        moments.append(torch.cat([mean, torch.exp(0.5 * logvar)], dim=1).half())
-    return torch.cat(moments)
+    shares = kept(cache, pictures.identity, autoencoder, len(pictures), make)
+    return torch.cat([share[MOMENTS] for share in shares])

@@ -1,0 +1,74 @@
+"""Recipe: a hypernetwork, small networks before the keys and values of a UNet, which stays as it is.
+
+For every width that the UNet attends to, whichever member of the family it is: those of SD 1, SD 2 and SDXL alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from safelight.adapters.hypernetwork_files import write_hypernetwork
+from safelight.adapters.hypernetworks import Hypernetwork, HypernetworkConfig, attended_widths, bent
+from safelight.adapters.origin import Origin
+from safelight.doors import Conditioning
+from safelight.errors import TrainingError
+from safelight.models.tokenizer import Tokenizing
+from safelight.training.config import LoopConfig
+from safelight.training.folders import read_entries
+from safelight.training.recipes.foundation import Foundation
+from safelight.training.recipes.prior import with_class
+from safelight.training.recipes.settings import HypernetworkSettings, TuningData
+from safelight.training.recipes.tuning import Tuning
+
+
+class HypernetworkRecipe(Tuning):
+    """One pair of networks for each width."""
+
+    settings: HypernetworkSettings
+
+    def __init__(self, settings: HypernetworkSettings, data: TuningData, loop: LoopConfig) -> None:
+        """Read the pictures, and build the networks.
+
+        Raises:
+            DataError, ModelFileError, TrainingError: as `read_entries`, `Foundation` and `Tuning`; the networks cannot
+                be built.
+        """
+        entries = read_entries(data.data, data.caption)
+        foundation = Foundation(settings.model, dtype=torch.bfloat16 if loop.precision == "bf16" else torch.float32)
+        self._name = loop.output.absolute().name if settings.name is None else settings.name
+        origin = Origin(self._name, -(-loop.images // loop.step_images), Path(settings.model).name)
+        try:
+            config = HypernetworkConfig(
+                settings.structure, settings.activation, settings.activate_output, settings.layer_norm, settings.dropout
+            )
+            self._trained = Hypernetwork(
+                attended_widths(foundation.unet), config, initialisation=settings.initialisation, origin=origin
+            )
+        except ValueError as error:
+            raise TrainingError(f"no hypernetwork can be built so: {error}") from error
+        self._trained.initialise(torch.Generator().manual_seed(loop.seed))
+        super().__init__(settings, data, with_class(settings, entries, loop), foundation, loop)
+
+    @property
+    def trained(self) -> nn.Module:
+        return self._trained
+
+    def says(self, captions: Sequence[str]) -> Conditioning:
+        return self.foundation.remembers(captions)
+
+    @contextmanager
+    def acting(self, drawing: bool) -> Iterator[Mapping[str, Tokenizing]]:
+        with bent(self.foundation.unet, [(self._trained, 1.0)]):
+            yield self.foundation.tokenizers
+
+    def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
+        """One file, of the web UI's kind or our own."""
+        [trained] = weights.values()
+        assert isinstance(trained, Hypernetwork)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_hypernetwork(folder / f"{self._name}.{self.settings.file_format}", trained)
