@@ -7,8 +7,8 @@ Random weights; a LoRA of all layers that kohya's tools train by default, of the
 LoHa of the same, written to a file and read again. The least that putting on can take is copying the tensors that are
 changed; the two take turns in one process. That every tensor is the same object with the same numbers afterwards is
 checked each time. CPU seconds are of all threads together while it is put on, which other work on the machine disturbs
-less than the time by the clock. Memory is the peak of the resident memory above that of the process with model and file in memory,
-in units of the changed tensors' size.
+less than the time by the clock. Memory is the peak of the resident memory above that of the process with model and
+file in memory, in units of the changed tensors' size.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ for turn in range(int(turns)):
     copies = [tensor.clone() for tensor in changed]
     least.append(time.perf_counter() - started)
     del copies
-print(json.dumps({"on": on, "busy": busy, "off": off, "least": least, "reading": reading, "memory": memory / size, "size": size}))
+times = {"on": on, "busy": busy, "off": off, "least": least}
+print(json.dumps({**times, "reading": reading, "memory": memory / size, "size": size}))
 """
 
 

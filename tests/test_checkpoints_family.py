@@ -184,7 +184,7 @@ LONE: dict[
     "vae_standalone_x4_upscaler": (PRESETS["x4-upscaler"].networks[AUTOENCODER], "x4-upscaler"),  # type: ignore[dict-item]
     "ldm_first_stage_kl_f4": (ldm_presets.KL_F4, ""),
     "ldm_first_stage_kl_f8": (ldm_presets.KL_F8, "ldm-text"),
-    "ldm_first_stage_kl_f16": (ldm_presets.KL_F16, ""),
+    "ldm_first_stage_kl_f16": (ldm_presets.KL_F16, "ldm-retrieval"),
     "ldm_first_stage_kl_f32": (ldm_presets.KL_F32, ""),
     "ldm_first_stage_vq_f4": (ldm_presets.VQ_F4, "ldm-celeba"),
     "ldm_first_stage_vq_f4_noattn": (ldm_presets.VQ_F4_NOATTN, "ldm-inpainting"),

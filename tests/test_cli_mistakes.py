@@ -24,7 +24,8 @@ DIFFUSION = ["train", "diffusion", "--output", "run", "--text-encoder", "nope", 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown command": (
         ["draw"],
-        f"there is no command 'draw': the commands are {', '.join(TASKS)}, grid, prompt, metadata, models, convert, train, evaluate\n",
+        f"there is no command 'draw': the commands are {', '.join(TASKS)}, "
+        "grid, prompt, metadata, models, convert, train, evaluate\n",
     ),
     "mistyped command": (["trian"], "did you mean train?"),
     "help of an unknown command": (["help", "draw"], "there is no command 'draw'"),
