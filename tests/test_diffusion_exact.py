@@ -278,14 +278,16 @@ def test_every_sampler_yields_its_steps_and_can_be_left(name: str) -> None:
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         assert x.dtype == torch.float32 and sigma.dtype == torch.float32
-        assert sigma.shape == ((len(x),) if name == "dpm_adaptive" and float(sigma.min()) > floor else ())
+        # Pictures of a batch may be at levels of their own; one number stands for all where they are not.
+        assert sigma.shape == () or (
+            name == "dpm_adaptive" and sigma.shape == (len(x),) and len(set(sigma.tolist())) > 1
+        )
         calls.extend(sigma.flatten().tolist())
         return mixture_mean(x, sigma)
 
     for count in (1, 2, 7):
         calls.clear()
         levels = sigmas(schedule, count, entry.spacing, entry.ends_at)
-        floor = float(levels[levels > 0][-1])
         noise = Noise([0], (4, 4, 4))
         x = noise() * levels[0]
         before = x.clone()

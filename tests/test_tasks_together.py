@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import safelight
 from safelight.cli import main
@@ -13,7 +14,8 @@ from safelight.presets import PRESETS
 from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.tasks.model import Model
 from safelight.tasks.parts import Networks
-from safelight.tasks.requests import ImageToImage, TextToImage
+from safelight.tasks.pictures import to_data_uri
+from safelight.tasks.requests import ImageToImage, Refine, TextToImage
 from toy import toy_folder
 from toy_family import toy_model
 
@@ -87,6 +89,15 @@ def test_who_cannot_go_on_is_told_so() -> None:
         Model(base.preset, base.networks, base.tokenizers, refiner=other)
     with pytest.raises(RequestError, match=r"has none to hand over to at --switch 0.7: give a --refiner"):
         base.draw(TextToImage(prompt="x", switch=0.7))
+
+
+def test_refining_never_forgets_the_picture() -> None:
+    """Even at full strength it starts from the picture, as img2img does; only what draws anew begins at noise alone."""
+    model = toy_model(PRESETS["sdxl-refiner"])
+    image = to_data_uri(Image.new("RGB", (model.preset.width, model.preset.width), "red"))
+    said = {"prompt": "a red apple", "seed": 1, "image": image, "strength": 1.0}
+    refined, redrawn = model.draw(Refine(**said)), model.draw(ImageToImage(**said))
+    assert refined[0].tobytes() == redrawn[0].tobytes()
 
 
 def held(model: Model) -> set[str]:

@@ -28,7 +28,7 @@ from safelight.tasks.member import Member
 from safelight.tasks.pictures import require_finite, to_pixels
 from safelight.tasks.prompts.wording import Wording
 from safelight.tasks.request import Request
-from safelight.tasks.requests import ImageToImage, Inpaint, Prompted
+from safelight.tasks.requests import DepthToImage, ImageToImage, Inpaint, Prompted
 from safelight.tasks.resolve import needed, noise_levels, sampler_options
 from safelight.tasks.steering import steered, unsteered
 from safelight.tasks.told import Clock
@@ -134,7 +134,7 @@ def _first(
         return start(noise, levels), None
     picture = _fitted(request) if canvas is None else canvas.picture()
     latent = member.to_latent(to_pixels(picture))
-    forgets = request.strength == 1.0 and type(request) is not ImageToImage
+    forgets = request.strength == 1.0 and isinstance(request, Inpaint | DepthToImage)
     x = start(noise, levels) if forgets else latent + noise * float(levels[0])
     if canvas is None or any(isinstance(c, HiddenPicture) for c in member.preset.conditions):
         return x, None
