@@ -1,0 +1,269 @@
+"""Networks on the CPU: all products by oneDNN, with the weights laid out once as it computes with them.
+
+PyTorch lays weights out at every call, which for the deep levels of a UNet takes as long as the arithmetic. And its
+matrix products are those of a library that knows not every processor well: oneDNN's took from 0.5 to 0.9 of the time.
+
+`pack` exchanges the classes of layers for those below; the networks' own code and parameters stay as they are. A
+layer lays its weight out when it is first asked, and again when it meets another weight: adapters, which put other
+tensors in the place of the weights and take them away, need to know nothing of it.
+
+With gradients, on another device or in another dtype than float32, a packed layer is what it was.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from safelight.models import winograd
+from safelight.models.layers import DoublingConv
+from safelight.models.spatial_transformer import GEGLU, TransformerBlock
+
+SMALLEST = 1 << 25
+"""Parameters of a network below which it is left as it is: its layers take microseconds, and what is done about them
+in Python would take longer than they."""
+SMALLEST_WEIGHT = 1 << 12
+"""Numbers of a weight that is worth it."""
+Tiles = tuple[tuple[int, winograd.Tile], ...]
+"""From so many positions of a picture on, convolutions are by tiles of this size."""
+TILES: Tiles = ((4096, (4, 4)), (1024, (2, 4)), (256, (2, 2)))
+"""A laid out kernel is 4, 2.7 or 1.8 times as large as it was; for fewer positions reading it would take longer than
+the arithmetic that it saves."""
+FINE_TILES: Tiles = ((1024, (2, 4)), (256, (2, 2)))
+"""The same, more exact: for an autoencoder, of which nearly all is such convolutions."""
+WINOGRAD_CHANNELS = 192
+"""With fewer channels, reading and writing the picture takes longer than what is saved."""
+SHARE = 0.6
+"""Of the memory that is free when a network is packed: what its laid out weights may take. Others stay as they are."""
+
+Release = Callable[[Tensor], None]
+"""Lets go of the memory of a weight that can be had again from its file."""
+Form = list[Tensor]
+"""What a weight is laid out as: at each of Winograd's points, both halves, or one tensor for all."""
+
+
+@dataclass
+class Room:
+    """Bytes that may still be taken."""
+
+    left: float
+
+
+@dataclass
+class Packing:
+    """The laid out form of a weight, and of which weight it is."""
+
+    room: Room
+    release: Release
+    tiles: Tiles
+    form: Form | None = None
+    """None: none yet, or there was no room for it."""
+    _of: weakref.ref[Tensor] | None = None
+    _state: tuple[int | None, winograd.Tile | None] = (None, None)
+
+    def of(self, weight: Tensor, lay_out: Callable[[Tensor], Form], tile: winograd.Tile | None = None) -> Form | None:
+        """The form of a weight, of a kernel for tiles of a size, made if there is another one or none."""
+        state = _version(weight), tile
+        if self._of is None or self._of() is not weight or self._state != state:
+            if self.form is not None:
+                self.room.left += _bytes(self.form)
+                self.form = None
+            self._of, self._state = weakref.ref(weight), state
+            numbers = weight.numel() if tile is None else winograd.points(tile) * weight[:, :, 0, 0].numel()
+            if 4 * numbers <= self.room.left:
+                self.form = lay_out(weight.detach())
+                self.room.left -= _bytes(self.form)
+                self.release(weight)
+        return self.form
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer whose weight is laid out."""
+
+    packing: Packing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        weight = _ready(self, x)
+        form = None if weight is None else self.packing.of(weight, _as_linear)
+        return super().forward(x) if form is None else _linear(x, form[0], self.bias)
+
+
+class ContextLinear(PackedLinear):
+    """Keys or values of the words: what they are told is the same at every step, and is answered once."""
+
+    told: WeakTensorKeyDictionary
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, in_features) -> (B, L, out_features)."""
+        if (weight := _ready(self, x)) is None:
+            return super().forward(x)
+        state = id(weight), _version(weight)
+        if x not in self.told or self.told[x][0] != state:
+            self.told[x] = (state, super().forward(x), weight)
+        answer: Tensor = self.told[x][1]
+        return answer
+
+
+class PackedConv2d(nn.Conv2d):
+    """A convolution whose kernel is laid out; one of 3x3 is Winograd's where that is faster."""
+
+    packing: Packing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), channels-last."""
+        weight = _ready(self, x)
+        if weight is None:
+            return super().forward(x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        pointwise, tile = self._is((1, 1), (0, 0)), self._tile(x)
+        form = self.packing.of(weight, _as_linear if pointwise else partial(self._lay_out, tile=tile), tile)
+        if form is None:
+            return super().forward(x)
+        if pointwise:  # a linear layer on every position
+            return _linear(x.permute(0, 2, 3, 1), form[0], self.bias).permute(0, 3, 1, 2)
+        if tile is not None:
+            return winograd.convolve(x, form, self.bias, tile)
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, form[0], self.bias, *self._way(), "none", [], "")
+        return y
+
+    def _is(self, kernel: tuple[int, int], padding: tuple[int, int]) -> bool:
+        plain = (self.stride, self.dilation, self.groups) == ((1, 1), (1, 1), 1)
+        return plain and (self.kernel_size, self.padding) == (kernel, padding)
+
+    def _tile(self, x: Tensor) -> winograd.Tile | None:
+        if self._is((3, 3), (1, 1)) and min(self.in_channels, self.out_channels) >= WINOGRAD_CHANNELS:
+            positions = x.shape[2] * x.shape[3]  # of a picture, so that it is the same in every batch
+            return next((tile for least, tile in self.packing.tiles if positions >= least), None)
+        return None
+
+    def _way(self) -> tuple[object, ...]:
+        return self.padding, self.stride, self.dilation, self.groups
+
+    def _lay_out(self, weight: Tensor, tile: winograd.Tile | None) -> Form:
+        if tile is None:
+            return [torch.ops.mkldnn._reorder_convolution_weight(weight, *self._way())]
+        return [torch.ops.mkldnn._reorder_linear_weight(values) for values in winograd.at_points(weight, tile)]
+
+
+class PackedDoublingConv(PackedConv2d, DoublingConv):
+    """The same, for the convolution behind a doubling."""
+
+    def forward(self, x: Tensor, both: bool = False) -> Tensor:
+        """As `DoublingConv.forward`."""
+        return DoublingConv.forward(self, x, both=True) if both else PackedConv2d.forward(self, x)
+
+
+class PackedGEGLU(GEGLU):
+    """A gated linear unit whose two halves are products of their own: GELU and gate are done on the way out of them."""
+
+    packing: Packing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, C) -> (B, L, inner)."""
+        weight = _ready(self.proj, x)
+        form = None if weight is None else self.packing.of(weight, _halves)
+        if form is None:
+            return super().forward(x)
+        (value, gate), (value_bias, gate_bias) = form, self.proj.bias.chunk(2)
+        opened = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, opened, value, value_bias, "mul")
+        return y
+
+
+_PACKED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: PackedLinear,
+    nn.Conv2d: PackedConv2d,
+    DoublingConv: PackedDoublingConv,
+    GEGLU: PackedGEGLU,
+}
+_PLAIN = {packed: plain for plain, packed in _PACKED.items()} | {ContextLinear: nn.Linear}
+
+
+def pack(network: nn.Module, release: Release = lambda weight: None, tiles: Tiles = TILES) -> None:
+    """Have a network computed so; does nothing to small networks, and without oneDNN.
+
+    Args:
+        release: told of every weight that was laid out.
+    """
+    parameters = sum(weight.numel() for weight in network.parameters())
+    if parameters < SMALLEST or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    room = Room(SHARE * _free_bytes())
+    for module in network.modules():
+        packed = _PACKED.get(type(module))
+        weight = module.proj.weight if isinstance(module, GEGLU) else getattr(module, "weight", None)
+        if packed is None or not isinstance(weight, Tensor) or weight.numel() < SMALLEST_WEIGHT:
+            continue
+        module.__class__ = packed
+        module.packing = Packing(room, release, tiles)  # type: ignore[assignment]
+    for layer in _told_of_the_words(network):
+        if type(layer) is PackedLinear:
+            layer.__class__ = ContextLinear
+            cast(ContextLinear, layer).told = WeakTensorKeyDictionary()
+
+
+def unpack(network: nn.Module) -> None:
+    """Make a network's layers what they were before `pack`."""
+    for module in network.modules():
+        plain = _PLAIN.get(type(module))
+        if plain is not None:
+            for name in ("packing", "told"):
+                vars(module).pop(name, None)
+            module.__class__ = plain
+
+
+def _told_of_the_words(network: nn.Module) -> Iterator[nn.Module]:
+    for block in network.modules():
+        if isinstance(block, TransformerBlock):
+            for attention in (block.attn1, block.attn2) if block.context_only else (block.attn2,):
+                yield attention.to_k
+                yield attention.to_v
+
+
+def _ready(layer: nn.Module, x: Tensor) -> Tensor | None:
+    """The layer's weight, if its laid out form may be used now."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    both = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    return None if not both or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)) else weight
+
+
+def _version(weight: Tensor) -> int | None:
+    """Counts what was written to a tensor; those made in inference mode do not."""
+    return None if weight.is_inference() else weight._version
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+def _as_linear(weight: Tensor) -> Form:
+    return [torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))]
+
+
+def _halves(weight: Tensor) -> Form:
+    return [torch.ops.mkldnn._reorder_linear_weight(half) for half in weight.chunk(2)]
+
+
+def _bytes(form: Form) -> int:
+    return sum(4 * tensor.numel() for tensor in form)
+
+
+def _free_bytes() -> float:
+    """Memory that is free without taking anything from others; where nothing tells, as much as one likes."""
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * int(line.split()[1])
+    return float("inf")

@@ -1,0 +1,217 @@
+"""Networks whose weights are laid out for the CPU answer as before, and are what they were afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from safelight.adapters.kinds import Full
+from safelight.adapters.patching import patched
+from safelight.doors import Conditioning
+from safelight.models import packed, winograd
+from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
+from safelight.models.strips import decode_in_strips
+from safelight.models.unet import UNet, UNetConfig
+
+CLOSE = 1e-5
+"""Largest difference, in units of the largest answer."""
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Toy networks are laid out, too, and their convolutions are Winograd's."""
+    for name in ("SMALLEST", "SMALLEST_WEIGHT", "WINOGRAD_CHANNELS"):
+        monkeypatch.setattr(packed, name, 1)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def _unet(linear: bool = False, context: int | None = 24) -> UNet:
+    torch.manual_seed(0)
+    config = UNetConfig(
+        channels=(32, 64), blocks_per_level=1, transformer_depth=(1, 1), heads=(2, 4), context_width=context,
+        linear_projection=linear, norm_groups=8,
+    )  # fmt: skip
+    return UNet(config).eval().requires_grad_(False)
+
+
+def _told(batch: int = 2, context: int | None = 24, size: tuple[int, int] = (10, 14)) -> Callable[[UNet], Tensor]:
+    torch.manual_seed(1)
+    x, t = torch.randn(batch, 4, *size), torch.tensor([700.0, 3.0])[:batch]
+    cond = Conditioning(context=None if context is None else torch.randn(batch, 7, context))
+    return lambda unet: unet(x, t, cond)
+
+
+TILES: packed.Tiles = ((60, (4, 4)), (40, (2, 4)), (1, (2, 2)))
+
+
+def _pack(network: nn.Module, release: packed.Release = lambda weight: None) -> None:
+    packed.pack(network, release, TILES)
+
+
+def _same(a: Tensor, b: Tensor) -> None:
+    difference = float((a - b).abs().max() / b.abs().max())
+    assert difference < CLOSE, f"they differ by {difference:.1e} of the largest number"
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16, 16), (2, 5, 7, 9), (1, 3, 2, 4), (1, 4, 1, 1), (3, 16, 33, 6)])
+@pytest.mark.parametrize("at_once", [1, winograd.AT_ONCE])
+def test_winograds_convolution_is_pytorchs(
+    shape: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In sizes that are no multiples of a tile, at once and in strips of one row of tiles."""
+    monkeypatch.setattr(winograd, "AT_ONCE", at_once)
+    torch.manual_seed(0)
+    layer = nn.Conv2d(shape[1], 6, 3, padding=1)
+    x = torch.randn(shape)
+    wanted = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1).float()
+    _pack(layer)
+    y = layer(x)
+    assert isinstance(layer, packed.PackedConv2d) and layer.packing.form is not None
+    _same(y, wanted)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 6, 3, stride=2, padding=1),
+        nn.Conv2d(8, 6, 3),
+        nn.Conv2d(8, 6, 1, bias=False),
+        nn.Conv2d(8, 6, 1, stride=2),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        nn.Conv2d(8, 6, (3, 1), padding=(1, 0), dilation=2),
+    ],
+    ids=str,
+)
+def test_every_convolution_is_pytorchs(layer: nn.Conv2d) -> None:
+    x = torch.randn(2, 8, 13, 9)
+    wanted = layer(x)
+    _pack(layer)
+    assert isinstance(layer, packed.PackedConv2d)
+    _same(layer(x), wanted)
+    assert layer.packing.form is None or len(layer.packing.form) == 1, "this is not what Winograd's is for"
+
+
+@pytest.mark.parametrize("linear", [False, True], ids=["1x1", "linear"])
+@pytest.mark.parametrize("context", [24, None], ids=["words", "none"])
+@pytest.mark.parametrize("size", [(10, 14), (9, 13)], ids=["even", "odd"])
+def test_a_packed_unet_answers_as_before_and_is_itself_again(
+    linear: bool, context: int | None, size: tuple[int, int]
+) -> None:
+    unet, ask = _unet(linear and context is not None, context), _told(context=context, size=size)
+    wanted, classes = ask(unet), [type(module) for module in unet.modules()]
+    weights = list(unet.parameters())
+    _pack(unet)
+    for _ in range(2):
+        _same(ask(unet), wanted)
+    assert all(a is b for a, b in zip(unet.parameters(), weights, strict=True))
+    packed.unpack(unet)
+    assert [type(module) for module in unet.modules()] == classes
+    assert torch.equal(ask(unet), wanted)
+    assert not any({"packing", "told"} & set(vars(module)) for module in unet.modules())
+
+
+@pytest.mark.parametrize("codebook", [None, 32], ids=["kl", "vq"])
+def test_a_packed_autoencoder_answers_as_before_whole_and_in_strips(codebook: int | None) -> None:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(channels=(16, 32), blocks_per_level=1, norm_groups=8, codebook_size=codebook)
+    autoencoder = Autoencoder(config).eval().requires_grad_(False)
+    pixels, z = torch.rand(1, 3, 22, 18) * 2 - 1, torch.randn(1, 4, 11, 9)
+    wanted = autoencoder.encode(pixels)[0], autoencoder.decode(z)
+    _pack(autoencoder)
+    for found, right in zip((autoencoder.encode(pixels)[0], autoencoder.decode(z)), wanted, strict=True):
+        _same(found, right)
+    _same(decode_in_strips(autoencoder, z, strip_bytes=4096), wanted[1])
+
+
+def test_what_an_adapter_changes_is_laid_out_anew() -> None:
+    unet, ask = _unet(), _told()
+    names = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    own = {name: unet.get_parameter(f"{name}.weight") for name in names}
+    changes = {name: [(Full(torch.randn_like(weight) / 50, None), 1.0)] for name, weight in own.items()}
+    before = ask(unet)
+    with patched(unet, changes):
+        wanted = ask(unet)
+    assert float((wanted - before).abs().max()) > 1e-3
+    _pack(unet)
+    ask(unet)
+    with patched(unet, changes):
+        for _ in range(2):
+            _same(ask(unet), wanted)
+    _same(ask(unet), before)
+    assert all(unet.get_parameter(f"{name}.weight") is weight for name, weight in own.items())
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Conv2d(8, 8, 3, padding=1)], ids=["linear", "convolution"])
+def test_a_weight_that_is_written_to_is_laid_out_anew(layer: nn.Linear | nn.Conv2d) -> None:
+    layer, x = layer.requires_grad_(False), torch.randn(1, 8, 8, 8)
+    _pack(layer)
+    layer(x)
+    layer.weight.mul_(2)
+    _same(layer(x), type(layer).__base__.forward(layer, x))
+
+
+def test_a_picture_of_another_size_may_need_another_form() -> None:
+    layer, small, large = nn.Conv2d(8, 8, 3, padding=1), torch.randn(1, 8, 4, 4), torch.randn(1, 8, 9, 9)
+    wanted = [layer(x) for x in (small, large, small)]
+    _pack(layer)
+    for x, right in zip((small, large, small), wanted, strict=True):
+        _same(layer(x), right)
+
+
+def test_keys_and_values_of_the_words_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, ask, other = _unet(), _told(), _told(batch=1)
+    _pack(unet)
+    widths: list[int] = []
+    computed = packed._linear
+
+    def counted(x: Tensor, form: Tensor, bias: Tensor | None) -> Tensor:
+        widths.append(x.shape[-1])
+        return computed(x, form, bias)
+
+    monkeypatch.setattr(packed, "_linear", counted)
+    ask(unet)
+    blocks = sum(type(module).__name__ == "TransformerBlock" for module in unet.modules())
+    assert widths.count(24) == 2 * blocks
+    ask(unet)
+    other(unet)
+    ask(unet)
+    assert widths.count(24) == 4 * blocks, "each of two prompts is told once"
+
+
+def test_gradients_still_flow() -> None:
+    unet, ask = _unet(), _told()
+    wanted = ask(unet)
+    _pack(unet)
+    with torch.enable_grad():
+        unet.requires_grad_(True)
+        ask(unet).square().mean().backward()
+        assert all(weight.grad is not None for weight in unet.parameters() if weight.ndim == 4)
+    _same(ask(unet), wanted)
+
+
+def test_without_room_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, ask = _unet(), _told()
+    wanted = ask(unet)
+    monkeypatch.setattr(packed, "_free_bytes", lambda: 0.0)
+    _pack(unet)
+    _same(ask(unet), wanted)
+    assert all(module.packing.form is None for module in unet.modules() if hasattr(module, "packing"))
+
+
+def test_what_was_laid_out_is_told_once() -> None:
+    unet, ask = _unet(), _told()
+    told: list[Tensor] = []
+    _pack(unet, told.append)
+    ask(unet)
+    ask(unet)
+    assert len(told) == len({id(weight) for weight in told}) > 10
