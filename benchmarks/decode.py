@@ -11,12 +11,11 @@ latent or picture and for noise: 1/255 of a picture is 0.0078.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 
-from measuring import print_machine, run
+from measuring import Report, arguments, run
 
 ONE = """
 import json, resource, sys, time
@@ -59,13 +58,13 @@ print(float((a - b).abs().max()))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=("decode", "encode"), default=("decode", "encode"))
     parser.add_argument("--ways", nargs="+", choices=("whole", "strips"), default=("whole", "strips"))
     parser.add_argument("--kinds", nargs="+", choices=("smooth", "noise"), default=("smooth", "noise"))
     parser.add_argument("--sizes", nargs="+", type=int, default=(512, 768, 1024), help="sides of square pictures")
     options = parser.parse_args()
-    print_machine()
+    report = Report.of(options)
     print(f"{'':<8}{'size':>6}{'input':>9}{'way':>9}{'GB':>8}{'seconds':>10}{'difference':>13}")
     with tempfile.TemporaryDirectory() as temporary:
         for task in options.tasks:
@@ -76,8 +75,9 @@ def main() -> None:
                         paths.append(str(Path(temporary) / f"{way}.pt"))
                         found = json.loads(run(ONE, task, way, kind, str(size), paths[-1]))
                         line = f"{task:<8}{size:>6}{kind:>9}{way:>9}{found['gigabytes']:>8.2f}{found['seconds']:>10.1f}"
-                        off = f"{float(run(DIFFERENCE, *paths)):>13.1e}" if len(paths) > 1 else ""
-                        print(line + off, flush=True)
+                        off = float(run(DIFFERENCE, *paths)) if len(paths) > 1 else None
+                        said = "" if off is None else f"{off:>13.1e}"
+                        report.add(line + said, task=task, size=size, input=kind, way=way, difference=off, **found)
 
 
 if __name__ == "__main__":

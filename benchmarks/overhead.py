@@ -10,7 +10,6 @@ what they got, is part of both.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from measuring import print_machine
+from measuring import Report, arguments
 from safelight.diffusion.denoiser import Denoiser
 from safelight.diffusion.guidance import classifier_free
 from safelight.diffusion.noise import Noise
@@ -96,10 +95,10 @@ def milliseconds(walk: Callable[[], int]) -> float:
 
 def main() -> None:
     """Print a table: the median of the turns, in milliseconds a step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--turns", type=int, default=30)
-    turns = parser.parse_args().turns
-    print_machine()
+    options = parser.parse_args()
+    turns, report = options.turns, Report.of(options, "diffusers")
     print(f"{'sampler':<20}{'safelight, ms':>14}{'diffusers, ms':>15}{'ratio':>8}")
     for sampler in SAMPLERS:
         mine, other = ours(sampler), theirs(sampler) if sampler in THEIRS else None
@@ -113,7 +112,7 @@ def main() -> None:
         line = f"{sampler:<20}{statistics.median(times):>14.3f}"
         if others:
             line += f"{statistics.median(others):>15.3f}{statistics.median(times) / statistics.median(others):>8.2f}"
-        print(line, flush=True)
+        report.add(line, sampler=sampler, milliseconds=times, diffusers_milliseconds=others, aim=0.3)
 
 
 if __name__ == "__main__":

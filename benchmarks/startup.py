@@ -1,34 +1,62 @@
-"""How long the command takes before it says something, and before a first picture is there.
+"""From the start of a process: the command's first word, the first step's beginning, and a whole picture.
 
-    pip install '.[test]' && python benchmarks/startup.py
+    pip install '.[test]' && python benchmarks/startup.py                    # the shipped tiny
+    python benchmarks/startup.py --preset sd1 --steps 4 --turns 3            # true size, random weights; minutes
 
-Every run is a process of its own. The pictures are drawn from a cold start (of the process; the files may be in the
-system's cache), by us and by diffusers, from the same folder with the same number of steps, in turns.
+Every run is a process of its own, ours and diffusers' in turns, from the same folder; the files are in the system's
+cache. "First step" is what passes before the UNet is called for the first time: imports, loading, reading the prompt.
+"Whole" is `safelight txt2img`, from nothing to a picture in a file, with guidance, and the same by diffusers' pipeline.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import safelight
-from measuring import alternate, print_machine, ratio
+from measuring import SAFELIGHT, Report, alternate, arguments
+from safelight.presets import PRESETS
+from weights import FOLDER, folder
 
 HELP = "from safelight.cli import main; main(['--help'])"
 NO_TORCH = f"{HELP}; import sys; sys.exit('torch' in sys.modules)"
-DIFFUSERS = """
+THEIRS = """
 import sys, torch
-from diffusers import StableDiffusionPipeline
-folder, prompt, steps, guidance, output = sys.argv[1:]
-pipeline = StableDiffusionPipeline.from_pretrained(folder)
+folder, prompt, steps, guidance, side, output = sys.argv[1:]
+import json, pathlib
+xl = "XL" in json.loads((pathlib.Path(folder) / "model_index.json").read_text())["_class_name"]
+if xl:
+    from diffusers import StableDiffusionXLPipeline as Pipeline
+else:
+    from diffusers import StableDiffusionPipeline as Pipeline
+pipeline = Pipeline.from_pretrained(folder)
 generator = torch.Generator("cpu").manual_seed(7)
-picture = pipeline(prompt, num_inference_steps=int(steps), guidance_scale=float(guidance), generator=generator)
-picture.images[0].save(output)
+def draw():
+    asked = {"num_inference_steps": int(steps), "guidance_scale": float(guidance), "generator": generator}
+    return pipeline(prompt, width=int(side), height=int(side), **asked).images[0]
+"""
+OURS = """
+import sys, safelight
+folder, prompt, steps, guidance, side, output = sys.argv[1:]
+model = safelight.load(folder, "cpu")
+def draw():
+    return model.txt2img(prompt, steps=int(steps), guidance=float(guidance), seed=7, width=int(side), height=int(side))
+"""
+LEAVE = """
+import os
+def leave(*inputs):
+    os._exit(0)
+{unet}.register_forward_pre_hook(leave)
+draw()
+sys.exit("the network was never called")
 """
 PROMPT = "a red apple on a blue background"
+AIMS = {"step": {"diffusers": 3.0}, "whole": {"diffusers": 1.7}}
+"""Times as fast as diffusers, at least: of SD 1.5 on two cores, four guided steps."""
 
 
 def run(*arguments: str) -> None:
@@ -38,40 +66,63 @@ def run(*arguments: str) -> None:
         sys.exit(f"{' '.join(arguments)[:200]} failed:\n{done.stderr}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", help="a model that safelight.load takes")
-    parser.add_argument("--turns", type=int, default=7, help="how often each is run")
-    options = parser.parse_args()
-    print_machine("diffusers")
+@contextmanager
+def model_folder(preset: str, scratch: Path | None) -> Iterator[Path]:
+    """The shipped tiny, or random weights of true size."""
+    if preset != "tiny":
+        with folder(preset, "float32", scratch) as weights:
+            yield weights / FOLDER
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        safelight.load("tiny").save(Path(temporary) / "model")
+        yield Path(temporary) / "model"
 
-    run("-c", NO_TORCH)
-    print("safelight --help does not import torch")
-    times = alternate(
-        {
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("whats", nargs="*", default=["word", "step", "whole"], help="of: word, step, whole")
+    parser.add_argument(
+        "--preset", choices=[n for n, p in PRESETS.items() if p.words and p.autoencoder], default="tiny"
+    )
+    parser.add_argument("--steps", type=int, help="default: the preset's own")
+    parser.add_argument("--size", type=int, help="pixels of a side; default: the preset's own")
+    parser.add_argument("--turns", type=int, default=7, help="how often each is run")
+    parser.add_argument("--scratch", type=Path, help="where weights are kept for the next run; default: nowhere")
+    options = parser.parse_args()
+    report = Report.of(options, "diffusers", "transformers")
+    preset = PRESETS[options.preset]
+    steps = str(preset.steps if options.steps is None else options.steps)
+    side = str(preset.width if options.size is None else options.size)
+    guidance = str(preset.guidance)
+    if "word" in options.whats:
+        run("-c", NO_TORCH)
+        first = {
             "python, nothing": lambda: run("-c", "pass"),
             "safelight --help": lambda: run("-m", "safelight", "--help"),
             "import torch": lambda: run("-c", "import torch"),
-        },
-        options.turns,
-        warmup=1,
-    )
-    for name, taken in times.items():
-        print(f"  {name:<24}{taken.text(1, 's')}")
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, output = str(Path(temporary) / "model"), str(Path(temporary) / "out.png")
-        model = safelight.load(options.model)
-        model.save(folder)
-        steps, guidance = str(model.preset.steps), str(model.preset.guidance)
-        ours = ("-m", "safelight", "txt2img", PROMPT, "--seed", "7", "--model", folder, "--output", output)
-        theirs = ("-c", DIFFUSERS, folder, PROMPT, steps, guidance, output)
-        times = alternate({"safelight": lambda: run(*ours), "diffusers": lambda: run(*theirs)}, options.turns, warmup=1)
-    size = f"{model.preset.width}x{model.preset.height}"
-    print(f"\na picture from a cold start: {options.model}, {size}, {steps} steps, guidance {guidance}")
-    for name, taken in times.items():
-        print(f"  {name:<24}{taken.text(1, 's')}")
-    print(f"  {'safelight / diffusers':<24}{ratio(times['safelight'], times['diffusers'])}")
+        }
+        title = "the command's first word; safelight --help does not import torch   (aim 0.4 s)"
+        report.times(title, alternate(first, options.turns, 1))
+    with model_folder(options.preset, options.scratch) as model, tempfile.TemporaryDirectory() as temporary:
+        given = (str(model), PROMPT, steps, guidance, side, str(Path(temporary) / "out.png"))
+        aims = AIMS if options.preset == "sd1" else {}
+        if "step" in options.whats:
+            sides = {
+                SAFELIGHT: lambda: run("-c", OURS + LEAVE.format(unet="model.unet"), *given),
+                "diffusers": lambda: run("-c", THEIRS + LEAVE.format(unet="pipeline.unet"), *given),
+            }
+            title = f"{preset.title}, from the start of the process to the first step"
+            report.times(title, alternate(sides, options.turns, 1), aims=aims.get("step"))
+        if "whole" in options.whats:
+            asked = ["--steps", steps, "--guidance", guidance, "--width", side, "--height", side, "--device", "cpu"]
+            command = ["-m", "safelight", "txt2img", PROMPT, "--seed", "7", "--model", str(model), *asked]
+            sides = {
+                SAFELIGHT: lambda: run(*command, "--output", given[-1]),
+                "diffusers": lambda: run("-c", f"{THEIRS}\ndraw().save(output)", *given),
+            }
+            title = f"{preset.title}, a picture from nothing: {side}x{side}, {steps} steps, guidance {guidance}"
+            warmup = 1 if options.preset == "tiny" else 0
+            report.times(title, alternate(sides, options.turns, warmup), aims=aims.get("whole"))
 
 
 if __name__ == "__main__":
