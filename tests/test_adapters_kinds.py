@@ -15,7 +15,22 @@ from torch import Tensor, nn
 
 from adapter_cases import draw
 from golden_cases import GOLDEN, golden, meta
-from safelight.adapters.kinds import IA3, KINDS, OFT, Full, GLoRA, Kind, LoHa, LoKr, LoRA, Norm, Unfit, built, unfit
+from safelight.adapters.kinds import (
+    IA3,
+    KINDS,
+    OFT,
+    Full,
+    GLoRA,
+    Kind,
+    LoHa,
+    LoKr,
+    LoRA,
+    Norm,
+    Unfit,
+    additive,
+    built,
+    unfit,
+)
 from safelight.errors import RequestError
 
 LYCORIS = sorted(path.name for path in (GOLDEN / "adapters" / "lycoris").iterdir())
@@ -146,6 +161,61 @@ def test_a_fresh_kind_changes_nothing_and_learns(shape: tuple[int, ...], dora: b
         kind(x, layer).square().sum().backward()
         for key, parameter in kind.named_parameters():
             assert parameter.grad is not None and bool(parameter.grad.abs().sum() > 0), f"{name}: {key} learns nothing"
+
+
+@pytest.mark.parametrize("shape", [LINEAR, CONV], ids=["linear", "convolution"])
+@pytest.mark.parametrize("dora", [False, True], ids=["plain", "dora"])
+def test_training_keeps_nothing_of_a_weights_size_and_has_the_same_gradients(
+    shape: tuple[int, ...], dora: bool
+) -> None:
+    """Against the whole new weight, which PyTorch differentiates with all that it keeps for that."""
+    layer = nn.Linear(shape[1], shape[0]) if len(shape) == 2 else nn.Conv2d(shape[1], shape[0], 3, stride=2, padding=1)
+    layer.requires_grad_(False)
+    given = draw(2, shape[1]) if len(shape) == 2 else draw(2, shape[1], 3, 3)
+    for name, kind in fresh_kinds(shape).items():
+        if dora:
+            kind.decompose(layer.weight)  # type: ignore[operator]  # of all these
+        with torch.no_grad():
+            for parameter in kind.parameters():
+                parameter.add_(draw(*parameter.shape, seed=3, scale=0.2))
+        found = []
+        for whole in (True, False):
+            kept: list[int] = []
+
+            def keep(tensor: Tensor, kept: list[int] = kept) -> Tensor:
+                kept.append(tensor.numel())
+                return tensor
+
+            x = given.clone().requires_grad_()
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                if whole:
+                    weight, bias = kind.changed(layer.weight, layer.bias)
+                    y = F.linear(x, weight, bias) if len(shape) == 2 else F.conv2d(x, weight, bias, 2, 1)
+                else:
+                    y = kind(x, layer)
+            others = max(size for size in kept if size != layer.weight.numel()) if kept else 0
+            y.square().sum().backward()
+            found.append([x.grad, *(parameter.grad for parameter in kind.parameters())])
+            kind.zero_grad()
+        made = kept.count(layer.weight.numel())  # the layer's own, at most, which is there anyway
+        assert made <= 1, f"{name} keeps {made} tensors of the weight's size"
+        assert others < layer.weight.numel(), f"{name} keeps {others} numbers"
+        for ours, theirs in zip(found[1], found[0], strict=True):
+            assert ours is not None and theirs is not None
+            close(f"{name}, gradient of {tuple(ours.shape)}", ours, theirs, 1e-4 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("shape", [LINEAR, CONV], ids=["linear", "convolution"])
+def test_made_some_rows_at_a_time_a_weight_is_the_same(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(additive, "BLOCK", 3 * 24)  # three rows of the linear layer, one of the convolution
+    weight = draw(*shape)
+    for name, kind in fresh_kinds(shape).items():
+        with torch.no_grad():
+            for parameter in kind.parameters():
+                parameter.add_(draw(*parameter.shape, seed=3, scale=0.2))
+            by_rows, _ = kind.changed(weight, None, 0.6)
+        whole, _ = kind.changed(weight, None, 0.6)
+        close(name, by_rows, whole, 1e-6)
 
 
 @pytest.mark.parametrize("kind", [LoRA, LoHa, LoKr])

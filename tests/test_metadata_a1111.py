@@ -132,6 +132,21 @@ def test_what_is_not_understood_or_not_carried_is_said(settings: str, note: str,
     assert all("\n" not in line for line in notes)
 
 
+def test_adapters_are_named_with_their_hashes(tmp_path: Path) -> None:
+    hashes = 'Lora hashes: "style: 0123456789ab, extra: ba9876543210", TI hashes: "bad: 00ff00ff00ff"'
+    civitai = ', Hashes: {"model": "ab12", "lora:other": "fedcba9876", "embed:worse": "11aa11aa11"}'
+    found = of(BASIC.replace("a house", "a house <lora:style:0.8>").replace("RNG", f"{hashes}{civitai}, RNG"), tmp_path)
+    assert [note for note in found.notes if "LoRA" in note or "embedding" in note] == [
+        "it was drawn with the LoRA style (hash 0123456789ab): give the folder that it is in by --adapters",
+        "it was drawn with the LoRA extra (hash ba9876543210): give its file by --lora",
+        "it was drawn with the LoRA other (hash fedcba9876): give its file by --lora",
+        "its word bad (hash 00ff00ff00ff) is of an embedding: give the file by --embedding",
+        "its word worse (hash 11aa11aa11) is of an embedding: give the file by --embedding",
+    ]
+    many = of(BASIC.replace("a house", "".join(f"<lora:x{k}:1>" for k in range(5000))), tmp_path)
+    assert len(many.notes) < 30
+
+
 def test_fields_that_requests_are_getting_are_read_or_said(tmp_path: Path) -> None:
     found = line("Clip skip: 2, Emphasis: No norm, CFG Rescale: 0.7, Eta DDIM: 0.5", tmp_path)
     for name, value in (("clip_skip", 2), ("emphasis", "no-norm"), ("guidance_rescale", 0.7), ("eta", 0.5)):

@@ -261,11 +261,13 @@ def test_guidance_that_hangs_on_the_model(tmp_path: Path) -> None:
             "61": node("RescaleCFG", multiplier=0.7, model=["62", 0]),
             "62": node("PerturbedAttentionGuidance", scale=3.0, model=["63", 0]),
             "63": node("SelfAttentionGuidance", scale=0.5, blur_sigma=2.0, model=["64", 0]),
-            "64": node("FreeU", b1=1.5, b2=1.6, s1=0.9, s2=0.2, model=["4", 0]),
+            "64": node("FreeU", b1=1.5, b2=1.6, s1=0.9, s2=0.2, model=["65", 0]),
+            "65": node("TomePatchModel", ratio=0.3, model=["4", 0]),
         }
     )
     freeu = [1.5, 1.6, 0.9, 0.2]
-    assert of(graph, tmp_path).fields == FIELDS | {"guidance_rescale": 0.7, "pag": 3.0, "sag": 0.5, "freeu": freeu}
+    asked = {"guidance_rescale": 0.7, "pag": 3.0, "sag": 0.5, "freeu": freeu, "merge_tokens": 0.3}
+    assert of(graph, tmp_path).fields == FIELDS | asked
 
 
 def test_batches_brackets_and_strange_samplers_are_said(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import safelight
 from adapter_cases import random_lora
@@ -68,6 +69,13 @@ def test_a_lora_that_is_merged_draws_as_one_that_is_worn(folder: Path, capsys: p
     again = model.draw(REQUEST.changed(lora=("back.safetensors",)))[0]
     assert far(again, worn) <= 1
     assert far(model.draw(REQUEST)[0], worn) > 1
+
+
+def test_the_words_of_a_lora_are_said_not_to_be_in_the_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = load_file("style.safetensors") | {"bundle_emb.jojo.emb_params": torch.zeros(1, 24)}
+    save_file(tensors, "pivotal.safetensors")
+    assert main(["models", "merge", "a", "--lora", "pivotal.safetensors", "--output", "m"]) == 0
+    assert "note: pivotal.safetensors: not merged: the word jojo, an embedding\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import tarfile
 from collections import Counter
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -249,3 +253,82 @@ def test_flips_depend_on_the_batch_alone_and_are_half() -> None:
     assert torch.equal(flips(7, 5, 1), flips(7, 5, 1))
     share = np.mean([flips(index, 8, 0).float().mean().item() for index in range(400)])
     assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(3200)
+
+
+# WebDataset's shards, and Hugging Face's tables
+
+
+def _shard(path: Path, members: Mapping[str, bytes]) -> Path:
+    """A shard as Python's own tar writes it."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, BytesIO(data))
+    return path
+
+
+def _png(colour: str) -> bytes:
+    stream = BytesIO()
+    Image.new("RGB", (6, 4), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_shards_are_read_where_they_are(tmp_path: Path) -> None:
+    red, blue, grey = map(_png, ("red", "blue", "grey"))
+    first = {"a/1.png": red, "a/1.txt": b"a red thing", "a/1.json": b'{"caption": "not this"}', "a/note.md": b"no"}
+    _shard(tmp_path / "00000.tar", first)
+    _shard(tmp_path / "00001.tar", {"2.json": b'{"caption": " a blue one "}', "2.PNG": blue, "3.png": grey})
+    entries = read_entries(tmp_path, "something")
+    assert [(entry.name, entry.caption, entry.size) for entry in entries] == [
+        ("00000.tar/a/1.png", "a red thing", (6, 4)),
+        ("00001.tar/2.png", "a blue one", (6, 4)),
+        ("00001.tar/3.png", "something", (6, 4)),
+    ]
+    assert [entry.picture().getpixel((0, 0)) for entry in entries] == [(255, 0, 0), (0, 0, 255), (128, 128, 128)]
+    assert [entry.digest for entry in entries] == [hashlib.sha256(data).hexdigest() for data in (red, blue, grey)]
+    with pytest.raises(DataError, match=r"00001\.tar: 3 has no caption"):
+        read_entries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("members", "match"),
+    [
+        ({"1.png": b"no picture", "1.txt": b"a"}, r"0\.tar/1\.png is not a whole picture"),
+        ({"1.png": _png("red"), "1.jpg": _png("red")}, "two pictures called 1"),
+        ({"1.png": _png("red"), "1.txt": b"a", "1.caption": b"b"}, "two captions of 1"),
+        ({"1.png": _png("red"), "1.txt": b"\xff\xfe\xfd"}, "not UTF-8"),
+        ({"1.png": _png("red"), "1.json": b"{"}, "is none"),
+        ({"1.txt": b"a"}, "no pictures"),
+    ],
+)
+def test_what_is_wrong_with_a_shard_is_said(members: dict[str, bytes], match: str, tmp_path: Path) -> None:
+    _shard(tmp_path / "0.tar", members)
+    with pytest.raises(DataError, match=match):
+        read_entries(tmp_path)
+
+
+def test_a_shard_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    whole = _shard(tmp_path / "0.tar", {"1.png": _png("red") + bytes(4000), "1.txt": b"a", "2.png": _png("blue")})
+    whole.write_bytes(whole.read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"0\.tar"):
+        read_entries(tmp_path)
+
+
+def test_a_table_names_pictures_and_captions(tmp_path: Path) -> None:
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(_png("red"))
+    rows = {"file_name": ["b.png", "a.png"], "text": ["second", "first"], "other": [1, 2]}
+    parquet.write_table(arrow.table(rows), tmp_path / "metadata.parquet")
+    assert [(entry.name, entry.caption) for entry in read_entries(tmp_path)] == [
+        ("a.png", "first"),
+        ("b.png", "second"),
+    ]
+    parquet.write_table(arrow.table({"file_name": ["b.png", "a.png"]}), tmp_path / "metadata.parquet")
+    with pytest.raises(DataError, match="columns file_name and text"):
+        read_entries(tmp_path)
+    (tmp_path / "metadata.parquet").write_bytes(b"no table")
+    with pytest.raises(DataError, match="is no table"):
+        read_entries(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,10 +22,17 @@ from safelight.adapters.patching import patched
 from safelight.cli import main
 from safelight.errors import DataError, TrainingError
 from safelight.presets import PRESETS
+from safelight.tasks.requests import TextToImage
 from safelight.training.loop import train
 from safelight.training.recipes.dreambooth import DreamBooth
 from safelight.training.recipes.lora import LoraRecipe
-from safelight.training.recipes.settings import DreamBoothSettings, LoraSettings, TuningData, TuningSettings
+from safelight.training.recipes.settings import (
+    DreamBoothSettings,
+    LoraSettings,
+    TuningData,
+    TuningLoop,
+    TuningSettings,
+)
 from safelight.training.recipes.tuning import TUNED, Tuning, buckets_for
 from tuning_cases import data, loop, newest, pictures, require_exact_resume, toy_model
 
@@ -169,11 +177,11 @@ def test_dreambooth_makes_the_missing_pictures_of_the_class(model: Path, folder:
         model=str(model), class_prompt="a cat", class_data=kept, class_images=6, prior_weight=0.25
     )
     recipe = DreamBooth(told, data(folder), loop(tmp_path / "run"))
-    drawn = sorted(path.name for path in kept.iterdir())
+    drawn = sorted(path.name for path in kept.glob("*.png"))
     assert drawn == [*(f"drawn-{k:05}.png" for k in range(5)), "mine.png"]
-    wanted = safelight.load(model).txt2img("a cat", seed=0, batch=1)[0]
+    wanted = safelight.load(model).txt2img("a cat", seed=0, batch=1, guidance=1)[0]
     first = np.asarray(Image.open(kept / "drawn-00000.png")).astype(int)
-    assert np.abs(first - np.asarray(wanted)).max() <= 1, "it is not the model's own picture of seed 0"
+    assert np.abs(first - np.asarray(wanted)).max() <= 1, "it is not the model's own picture of seed 0, unguided"
     batches = [recipe.batch(index, 1) for index in range(48)]
     prior = [batch for batch in batches if batch.weights[0] == 0.25]
     assert {batch.captions for batch in prior} == {("a cat",)}
@@ -182,6 +190,25 @@ def test_dreambooth_makes_the_missing_pictures_of_the_class(model: Path, folder:
     before = (kept / "drawn-00001.png").stat().st_mtime_ns
     DreamBooth(told, data(folder), loop(tmp_path / "run"))
     assert (kept / "drawn-00002.png").exists() and (kept / "drawn-00001.png").stat().st_mtime_ns == before
+
+
+def test_the_class_may_be_of_many_kinds(model: Path, folder: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "class.txt"
+    prompts.write_text("# what it knew\na cat\n\na red apple on a table\n")
+    told = LoraSettings(model=str(model), rank=1, class_prompts=prompts, class_images=3)
+    recipe = LoraRecipe(told, data(folder), loop(tmp_path / "run"))
+    kept = tmp_path / "run" / "class"
+    said = [(kept / f"drawn-{k:05}.txt").read_text().strip() for k in range(3)]
+    assert said == ["a cat", "a red apple on a table", "a cat"]
+    entries = zip(recipe.pictures.entries, recipe.pictures.groups, strict=True)
+    assert [entry.caption for entry, group in entries if group == 1] == said
+    wanted = safelight.load(model).txt2img("a red apple on a table", seed=1, guidance=1)[0]
+    second = np.asarray(Image.open(kept / "drawn-00001.png")).astype(int)
+    assert np.abs(second - np.asarray(wanted)).max() <= 1, "it is not the model's own picture of its prompt and seed 1"
+    again = LoraRecipe(LoraSettings(model=str(model), rank=1, class_data=kept), data(folder), loop(tmp_path / "again"))
+    assert [entry.caption for entry in again.pictures.entries] == [entry.caption for entry in recipe.pictures.entries]
+    with pytest.raises(TrainingError, match="two ways"):
+        LoraSettings(class_prompt="a cat", class_prompts=prompts)
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -282,6 +309,36 @@ def test_bf16_and_adafactor_learn_and_resume(
     assert all(torch.isfinite(t).all() for t in whole.values() if t.is_floating_point())
 
 
+def test_8_bit_adamw_learns_and_resumes(
+    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = DreamBoothSettings(model=str(model), train_text=True)
+
+    def made(config: TuningLoop) -> Tuning:
+        return DreamBooth(told, data(folder), config)
+
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "bitsandbytes.optim", None)
+        config = loop(tmp_path / "missing" / "run", optimizer="adamw8bit")
+        with pytest.raises(TrainingError, match=r"needs bitsandbytes: pip install 'safelight\[8bit\]'"):
+            train(made(config), config)
+    pytest.importorskip("bitsandbytes")
+    final = require_exact_resume(made, tmp_path, (5,), optimizer="adamw8bit")
+    eight = [key for key, tensor in final.items() if key.endswith("/state1") and tensor.dtype == torch.uint8]
+    assert eight, "nothing is large enough for 8 bits"
+    exact = loop(tmp_path / "exact" / "run")
+    train(made(exact), exact)
+    other = newest(exact.output)
+    start = loop(tmp_path / "start" / "run", images=2, lr=1e-12)
+    train(made(start), start)
+    first = newest(start.output)
+    moved, apart = 0.0, 0.0
+    for key in (key for key in other if key.startswith("weights/")):
+        moved += float((other[key] - first[key]).square().sum())
+        apart += float((other[key] - final[key]).square().sum())
+    assert apart < 0.1 * moved, f"it goes another way than AdamW: {apart:.2g} apart of {moved:.2g} moved"
+
+
 def test_previews_are_drawn_and_change_nothing(model: Path, folder: Path, tmp_path: Path) -> None:
     told = LoraSettings(model=str(model), rank=2, train_text=True)
     seen = replace(told, preview=("a cat", "jojo"), preview_every=4)
@@ -292,9 +349,30 @@ def test_previews_are_drawn_and_change_nothing(model: Path, folder: Path, tmp_pa
         runs[name] = newest(config.output)
     assert all(torch.equal(runs["with"][key], tensor) for key, tensor in runs["without"].items())
     drawn = sorted(p.name for p in (tmp_path / "with" / "run" / "previews").iterdir())
-    assert drawn == [f"{images:012}-{k}.png" for images in (4, 8) for k in (1, 2)]
+    assert drawn == [f"{images:012}-{k}.png" for images in (4, 8, 12) for k in (1, 2)]
     first, later = (Image.open(tmp_path / "with" / "run" / "previews" / f"{n:012}-1.png").tobytes() for n in (4, 8))
     assert first != later, "what was learned is not in the preview"
+
+
+@pytest.mark.parametrize("made", [LoraRecipe, DreamBooth])
+def test_previews_show_the_average_that_is_written(
+    made: Callable[..., Tuning], model: Path, folder: Path, tmp_path: Path
+) -> None:
+    told = {"model": str(model), "preview": ("a cat",), "preview_every": 12}
+    settings: TuningSettings = LoraSettings(**told) if made is LoraRecipe else DreamBoothSettings(**told)  # type: ignore[arg-type]
+    runs = {}
+    for ema in (0.0, 0.9):
+        config = loop(tmp_path / str(ema) / "run", ema=ema, lr=0.05)
+        train(made(settings, data(folder), config), config)
+        runs[ema] = newest(config.output)
+        preview = Image.open(config.output / "previews" / f"{12:012}-1.png")
+        wears = () if made is DreamBooth else (str(config.output / "run.safetensors"),)
+        written = safelight.load(str(model if wears else config.output), "cpu")
+        [drawn] = written.draw(TextToImage(prompt="a cat", seed=config.seed, lora=wears))
+        far = max(abs(a - b) for a, b in zip(drawn.tobytes(), preview.tobytes(), strict=True))
+        assert far <= (2 if wears else 0), f"ema {ema}: the preview is not of what was written"
+    weights = [key for key in runs[0.0] if key.startswith("weights/")]
+    assert all(torch.equal(runs[0.0][key], runs[0.9][key]) for key in weights), "a preview changed the weights"
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(

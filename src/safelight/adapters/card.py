@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from safelight.adapters.kinds import Additive, Full, GLoRA, Kind, LoHa, LoKr, LoRA
-from safelight.checkpoints.files import printable, unreadable
+from safelight.checkpoints.files import printable, read_contents, unreadable
 from safelight.presets import Preset
 
 ALGORITHMS: Mapping[type[Kind], str] = {LoRA: "lora", LoHa: "loha", LoKr: "lokr", GLoRA: "glora", Full: "full"}
@@ -22,6 +23,8 @@ SPEC = "1.0.0"
 _MOST_WORDS = 50
 _LONGEST = 4000
 _LEGACY = slice(0x100000, 0x110000)
+_OF_NOTHING = hashlib.sha256().hexdigest()
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,19 @@ def hash_of(path: Path) -> str:
             return digest.hexdigest()
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def shown_hash(path: Path) -> str | None:
+    """The SHA-256 of which the web UI writes 12 letters into pictures: what the file says of itself, else `hash_of`.
+
+    None for a file without tensors: the hash of nothing is everybody's.
+
+    Raises:
+        ModelFileError: it cannot be read.
+    """
+    said = read_contents(path).metadata.get("sshs_model_hash", "").lower()
+    found = said if _HASH.fullmatch(said) else hash_of(path)
+    return None if found == _OF_NOTHING else found
 
 
 def _sizes(kinds: list[Kind]) -> tuple[str, str]:

@@ -7,6 +7,7 @@
 | `.bin` and `.safetensors` of diffusers | the word -> (D,) or (n, D) |
 | `.safetensors` of kohya's scripts, and ours | `emb_params` -> (n, D) |
 | the same of SDXL | `clip_l` -> (n, 768) and `clip_g` -> (n, 1280) |
+| a LoRA that comes with its words | any of these, below `bundle_emb.` and the word |
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from PIL import Image
 from torch import Tensor
 
 from safelight.adapters.embeddings import ONLY, PARTS, Embedding
-from safelight.adapters.origin import MODEL, MODEL_HASH, STEP, Origin, named
-from safelight.checkpoints.files import Contents, read_contents, unreadable
+from safelight.adapters.origin import MODEL, MODEL_HASH, STEP, Origin, named, require_no_other
+from safelight.checkpoints.files import Contents, printable, read_contents, unreadable
+from safelight.checkpoints.sorts import EMBEDDING
 from safelight.checkpoints.writing import write_tensors
 from safelight.errors import ModelFileError
 
@@ -68,6 +70,7 @@ def read_embedding(path: Path, name: str | None = None) -> Embedding:
     values = contents.values
     if not isinstance(values, dict):
         raise ModelFileError(f"{path} is no embedding: it holds no names; give a file of textual inversion")
+    require_no_other(path, values, EMBEDDING, "an embedding")
     vectors, word = _vectors(path, values, contents.tensor)
     origin = Origin.of({field: contents.metadata.get(key, values.get(field)) for field, key in _TRAINED.items()})
     words: tuple[str, ...]
@@ -80,8 +83,32 @@ def read_embedding(path: Path, name: str | None = None) -> Embedding:
     return Embedding(words, vectors, origin, path)
 
 
+def bundled_embedding(lora: Path | None, word: str, tensors: Mapping[str, Tensor]) -> Embedding:
+    """A word that comes with a LoRA, and is taught as long as that is used.
+
+    Args:
+        lora: the file that it is in.
+        tensors: by the ends of their keys, behind `bundle_emb.WORD.`.
+
+    Raises:
+        ModelFileError: they are no embedding.
+    """
+    values: dict[object, object] = {}
+    for ending, tensor in tensors.items():
+        outer, dot, inner = ending.partition(".")
+        if dot and outer == _PARAMETERS:
+            held = values.setdefault(_PARAMETERS, {})
+            assert isinstance(held, dict)
+            held[inner] = tensor
+        else:
+            values[ending] = tensor
+    called = f"the word {printable(word)!r} in {'a LoRA' if lora is None else lora}"
+    vectors, _ = _vectors(called, values, lambda value: value if isinstance(value, Tensor) else None)
+    return Embedding((word,), vectors, Origin(), lora)
+
+
 def _vectors(
-    path: Path, values: Mapping[object, object], tensor: Callable[[object], Tensor | None]
+    path: Path | str, values: Mapping[object, object], tensor: Callable[[object], Tensor | None]
 ) -> tuple[dict[str, Tensor], str | None]:
     """By part, and the word if the file has one."""
     if _PARAMETERS in values:
@@ -114,12 +141,12 @@ def _heavy(value: object, tensor: Callable[[object], Tensor | None]) -> bool:
     return isinstance(value, dict | list | tuple) or tensor(value) is not None
 
 
-def _require_only(path: Path, others: list[object]) -> None:
+def _require_only(path: Path | str, others: list[object]) -> None:
     if others:
         raise _no_embedding(path, f"it has {named(others[0])} too, so that it is not clear what the word stands for")
 
 
-def _checked(path: Path, key: object, vectors: Tensor | None) -> Tensor:
+def _checked(path: Path | str, key: object, vectors: Tensor | None) -> Tensor:
     """(n, D) float32."""
     if vectors is None:
         raise _no_embedding(path, f"{named(key)} is no tensor")
@@ -136,7 +163,7 @@ def _checked(path: Path, key: object, vectors: Tensor | None) -> Tensor:
     return vectors
 
 
-def _no_embedding(path: Path, why: str) -> ModelFileError:
+def _no_embedding(path: Path | str, why: str) -> ModelFileError:
     return ModelFileError(f"{path} is no embedding: {why}; give a file of textual inversion")
 
 

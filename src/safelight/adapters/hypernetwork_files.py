@@ -28,8 +28,9 @@ from safelight.adapters.hypernetworks import (
     Initialisation,
     standard_dropout,
 )
-from safelight.adapters.origin import MODEL, MODEL_HASH, STEP, Origin, named
+from safelight.adapters.origin import MODEL, MODEL_HASH, STEP, Origin, named, require_no_other
 from safelight.checkpoints.files import printable, read_contents
+from safelight.checkpoints.sorts import HYPERNETWORK
 from safelight.checkpoints.writing import atomic, write_tensors
 from safelight.errors import ModelFileError
 
@@ -72,6 +73,7 @@ def read_hypernetwork(path: Path) -> Hypernetwork:
     if not isinstance(contents.values, dict):
         raise _refused(path, "it has no widths")
     values: dict[object, object] = contents.values
+    require_no_other(path, values, HYPERNETWORK, "a hypernetwork")
     if all(isinstance(value, Tensor) for value in values.values()):
         fields, weights = _of_safetensors(path, values, contents.metadata)
     else:

@@ -104,8 +104,7 @@ def read_lora(path: Path, preset: Preset) -> Adapter:
         ModelFileError: the file is missing, damaged, tries to run code, is no adapter, or one for another model. The
             line names the first key that does not fit.
     """
-    if path.is_dir():
-        path = next((path / name for name in (WEIGHTS, PEFT_WEIGHTS) if (path / name).is_file()), path / WEIGHTS)
+    path = weights_of(path)
     tensors = read_tensors(path)
     metadata = read_contents(path).metadata
     names = names_of(preset.networks)
@@ -145,6 +144,13 @@ def read_lora(path: Path, preset: Preset) -> Adapter:
         kinds[layer.part][layer.name] = kind
     card = Card.of(metadata, path.stem)
     return Adapter(dict(kinds), card, path, {k: dict(v) for k, v in embeddings.items()}, tuple(dropped))
+
+
+def weights_of(path: Path) -> Path:
+    """The file of a LoRA; in a folder, the one that diffusers or PEFT writes there."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in (WEIGHTS, PEFT_WEIGHTS) if (path / name).is_file()), path / WEIGHTS)
 
 
 def write_lora(

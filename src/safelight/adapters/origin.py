@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
 
 from safelight.checkpoints.files import printable
+from safelight.checkpoints.sorts import Sort, sort_of
+from safelight.errors import ModelFileError
 
 STEP, MODEL, MODEL_HASH = "step", "sd_checkpoint_name", "sd_checkpoint"
 """What AUTOMATIC1111's web UI calls them; `name` it calls so, too."""
@@ -61,6 +66,22 @@ class Origin:
     def fields(self) -> dict[str, str | int | None]:
         """Inverse of `of`."""
         return {"name": self.name, STEP: self.step, MODEL: self.model, MODEL_HASH: self.model_hash}
+
+
+def require_no_other(path: Path, values: Mapping[object, object], wanted: Sort, called: str) -> None:
+    """Refuse a file that is plainly something else, and say what it is.
+
+    Args:
+        values: tensors by key, or what is no tensor, of which nothing is said.
+        wanted: what it should be, which people call `called`.
+
+    Raises:
+        ModelFileError: it is something else.
+    """
+    tensors = {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
+    sort = sort_of(tensors) if len(tensors) == len(values) else None
+    if sort is not None and sort != wanted:
+        raise ModelFileError(f"{path} is {sort.what.removesuffix(', not a model')}, not {called}; {sort.use}")
 
 
 def named(key: object) -> str:

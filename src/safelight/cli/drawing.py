@@ -57,7 +57,10 @@ class Drawing:
     prompts: Path | None = None
     """A file of prompts, one a line, to be drawn one after the other; lines that begin with # are none."""
     save_steps: Path | None = None
-    """Folder for the picture of every step: step-001.png, ...; in a batch step-001-0.png, ..."""
+    """Folder for about what every step looks like: step-001.png, ...; in a batch step-001-0.png, ..."""
+    preview_decoder: Path | None = None
+    """What --save-steps draws by: a TAESD decoder for the model's latents, or a folder from `train preview-decoder`.
+    Default: the shipped one, for tiny; else the latents' colours alone."""
     from_: Annotated[Path | None, Parameter(name="--from")] = None
     """A picture by Safelight to make again, or one by AUTOMATIC1111, ComfyUI, InvokeAI or NovelAI as far as it says
     how; options given beside it override what it recorded."""
@@ -78,8 +81,8 @@ def _draw(task: str, drawing: Drawing, reading: Reading, given: dict[str, object
             model.require_room(request, drawing.output)
         for name, unread in model.unread(request).items():
             print(f"note: the last {unread} tokens of the {name} are not read", file=sys.stderr)
-        for tag in model.unknown_tags(request):
-            print(f"note: nobody here knows what {tag} means: it does nothing", file=sys.stderr)
+        for line in model.notes(request):
+            print(f"note: {line}", file=sys.stderr)
 
     started = time.perf_counter()
     if drawing.save_steps is not None:
@@ -173,6 +176,7 @@ def load_model(drawing: Drawing, reading: Reading, taken: Taken | None) -> Model
         refiner=refiner,
         guide=guide,
         low_memory=drawing.low_memory,
+        preview_decoder=drawing.preview_decoder,
     )
     note = None if taken is None else taken.other_weights(model.identity.sha256)
     if note is not None:

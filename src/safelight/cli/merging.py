@@ -51,7 +51,11 @@ def merge(
 
     sources = [source for source in (first, second, third) if source is not None]
     chosen = PLAIN if reading is None else reading
-    merge_models(sources, output, share=share, blocks=block, loras=lora, reading=chosen, dtype=dtype, layout=layout)
+    left = merge_models(
+        sources, output, share=share, blocks=block, loras=lora, reading=chosen, dtype=dtype, layout=layout
+    )
+    for line in left:
+        print(f"note: {line}", file=sys.stderr)
     print(json.dumps({"folder" if layout == "diffusers" else "file": str(output)}) if as_json else output)
 
 

@@ -48,6 +48,7 @@ def register(app: App) -> None:
     for start in (
         recipes.clip,
         recipes.autoencoder,
+        recipes.preview_decoder,
         recipes.diffusion,
         recipes.lora,
         recipes.dreambooth,

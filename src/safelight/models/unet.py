@@ -87,6 +87,11 @@ class UNetConfig:
             raise ValueError("size_width says how a vector is made: it needs a vector_width")
 
     @property
+    def joins(self) -> int:
+        """How often the two sides of the U are joined."""
+        return len(self.channels) * (self.blocks_per_level + 1)
+
+    @property
     def time_width(self) -> int:
         """T, the width of the time embedding."""
         return 4 * self.channels[0]
@@ -123,6 +128,12 @@ class Level(nn.Module):
             self.downsamplers = nn.ModuleList([_resampler(widths[-1][1], config, way)])
         elif way == "up":
             self.upsamplers = nn.ModuleList([_resampler(widths[-1][1], config, way)])
+
+    @property
+    def way(self) -> list[int | None]:
+        """Its blocks in order, and None for the way out of it, if there is one."""
+        out = [] if self.downsamplers is None and self.upsamplers is None else [None]
+        return [*range(len(self.resnets)), *out]
 
     def block(self, i: int, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
         """Residual block i and what attends behind it."""
@@ -225,6 +236,18 @@ def _levels(blocks: nn.ModuleList) -> list[Level]:
     return cast(list[Level], list(blocks))
 
 
+@dataclass
+class Deep:
+    """The deep part of the U as one tensor: what comes from below into its finest joins (Ma et al. 2024, sec. 3.2)."""
+
+    joins: int
+    """How many joins of the two sides are not deep, from the finest: each has a block on either side of it."""
+    given: Tensor | None = None
+    """(B, C, h, w) to be taken for what the deep part would answer, which then is not asked."""
+    found: Tensor | None = None
+    """What was taken, or answered: set by the network."""
+
+
 Joining = Callable[[int, Tensor, Tensor], Tensor]
 """(level on the way up, 0 the deepest; x (B, C, h, w); what was kept (B, C', h, w)) -> (B, C + C', h, w)."""
 
@@ -281,7 +304,7 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Conditioning, deep: Deep | None = None) -> Tensor:
         """Predict (eps or v, as the model was trained) for the noisy latent.
 
         Args:
@@ -290,6 +313,7 @@ class UNet(nn.Module):
             cond: exactly the doors that the config has. `context` (B, L, D) where there is a `context_width`; `vector`
                 (B, V) where there is a `vector_width`, or (B, 1) labels from 0 to `classes` - 1 in an integer type,
                 where there are `classes`; `concat`, if given, is stacked under x.
+            deep: brings what its deep part is to have answered, or is told what it answers.
 
         Returns:
             (B, out_channels, h, w), in x's dtype.
@@ -302,22 +326,26 @@ class UNet(nn.Module):
             x = torch.cat([x, cond.concat], dim=1)
         time = F.silu(self._embed(t, cond.vector, x.dtype))  # every block begins by the SiLU, so it is done once
 
+        down, up = _levels(self.down_blocks), _levels(self.up_blocks)
+        way_down = [(level, i) for level in down for i in level.way]
+        given = None if deep is None else deep.given
+        if deep is not None and given is not None:
+            way_down = way_down[: deep.joins - 1]
+
         x = self.conv_in(x)
         kept = [x]
-        for level in _levels(self.down_blocks):
-            for i in range(len(level.resnets)):
-                x = level.block(i, x, time, cond.context)
-                kept.append(x)
-            if level.downsamplers is not None:
-                x = level.leave(x, time)
-                kept.append(x)
+        for level, i in way_down:
+            x = level.leave(x, time) if i is None else level.block(i, x, time, cond.context)
+            kept.append(x)
 
-        x = self.mid_block(x, time, cond.context)
+        x = self.mid_block(x, time, cond.context) if given is None else given.to(x.dtype)
 
-        for n, level in enumerate(_levels(self.up_blocks)):
-            for i in range(len(level.resnets)):
-                x = level.block(i, self.joining(n, x, kept.pop()), time, cond.context)
-            if level.upsamplers is not None:
+        way_up = [(n, level, i) for n, level in enumerate(up) for i in range(len(level.resnets))]
+        for n, level, i in way_up[-len(kept) :]:
+            if deep is not None and len(kept) == deep.joins:
+                deep.found = x
+            x = level.block(i, self.joining(n, x, kept.pop()), time, cond.context)
+            if level.upsamplers is not None and i + 1 == len(level.resnets):
                 x = level.leave(x, time, kept[-1].shape[-2:])
 
         y: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from safelight.tasks.marks import Group
 
-_SAMPLER, _GUIDANCE = Group("Sampler"), Group("Guidance")
+_SAMPLER, _GUIDANCE, _SHORTCUT = Group("Sampler"), Group("Guidance"), Group("Shortcuts")
 Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A part of a whole."""
 
@@ -67,7 +67,10 @@ class GuidanceFields(BaseModel):
     guidance_interval: Annotated[
         tuple[Part, Part] | None,
         _GUIDANCE,
-        Field(description="Between which parts of the steps guidance acts, like 0.1 0.8 (Kynkaanniemi et al. 2024)."),
+        Field(
+            description="Between which parts of the steps guidance acts, like 0 0.8; the others take half the time "
+            "(Kynkaanniemi et al. 2024)."
+        ),
     ] = None
     threshold: Annotated[
         float | None,
@@ -161,3 +164,39 @@ class GuidanceFields(BaseModel):
         _GUIDANCE,
         Field(description="Ask the network of prompt and negative prompt one after the other: less memory."),
     ] = False
+
+
+class ShortcutFields(BaseModel):
+    """Less work for a picture that is not quite the same. What each costs and gains: `benchmarks/shortcuts.py`."""
+
+    deep_every: Annotated[
+        int | None,
+        _SHORTCUT,
+        Field(
+            description="Ask the deep part of the network once in so many steps, like 3, and reuse its answer between: "
+            "twice as fast or more, at the price of a somewhat other picture (DeepCache, Ma et al. 2024).",
+            ge=1,
+            le=1000,
+        ),
+    ] = None
+    deep_below: Annotated[
+        int | None,
+        _SHORTCUT,
+        Field(
+            description="How many of the finest joins of the network are not deep: more are slower, and nearer to the "
+            "whole. Default: 1.",
+            ge=1,
+            le=100,
+        ),
+    ] = None
+    merge_tokens: Annotated[
+        float | None,
+        _SHORTCUT,
+        Field(
+            description="The part of the positions that the finest attentions take together with others like them, "
+            "like 0.5: the larger the picture, the more it gains; fine details are lost (ToMe, Bolya & Hoffman 2023).",
+            ge=0,
+            le=0.75,
+            allow_inf_nan=False,
+        ),
+    ] = None

@@ -14,16 +14,23 @@ from torch import Tensor, nn
 from safelight.checkpoints import Checkpoint, read
 from safelight.checkpoints.alone import read_normalizer, read_texts, read_vae
 from safelight.checkpoints.pages import MappedPages
+from safelight.checkpoints.previews import decodes, fingerprint, read_preview_decoder
 from safelight.errors import ModelFileError, RequestError
 from safelight.models.networks import Config, unfilled
 from safelight.models.normalizer import NormalizerConfig
+from safelight.models.packed import FINE_TILES, TILES, pack
+from safelight.models.preview_decoder import PreviewDecoder
 from safelight.presets import PRESETS
 from safelight.presets.conditions import NORMALIZER
 from safelight.presets.preset import AUTOENCODER, UNET
+from safelight.tasks.machine import choose_threads, keep_memory
 from safelight.tasks.model import Model
 from safelight.tasks.parts import Networks
 from safelight.tasks.sources import PLAIN, Reading
 
+LAID_OUT = {UNET: TILES, AUTOENCODER: FINE_TILES}
+"""Parts that are asked often enough, or for long enough, to lay out their weights for the CPU, and for what tiles of
+their convolutions."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -42,6 +49,7 @@ def load(
     refiner: str | Path | None = None,
     guide: str | Path | None = None,
     low_memory: bool = False,
+    preview_decoder: str | Path | None = None,
 ) -> Model:
     """Load a model.
 
@@ -55,6 +63,8 @@ def load(
         guide: a weaker one, that a request's `autoguidance` leads away from.
         low_memory: bring each network when it is needed, and let go of it after its work: slower, for the memory
             of the largest one.
+        preview_decoder: a file or folder of a small decoder of the model's latents (TAESD's, or one of our own); None:
+            the shipped one, if there is one for these latents.
 
     Raises:
         ModelFileError: no such model, or its weights are damaged, incomplete or of no known family.
@@ -77,9 +87,14 @@ def load(
         stored = next(iter(checkpoint.parts[UNET].values())).dtype
         dtype = torch.float32 if target.type == "cpu" else stored
     chosen = choose_dtype(dtype)
+    previews = preview_decoder_of(checkpoint, preview_decoder)
+    if target.type == "cpu":
+        choose_threads()
     networks = _networks(checkpoint, target, chosen, frees=low_memory)
     if not low_memory:
         networks.bring()
+        if target.type == "cpu":
+            keep_memory()
 
     def other(named: str | Path | None) -> Model | None:
         """A model of which only what goes on with a picture is ever brought: not its autoencoder."""
@@ -88,7 +103,9 @@ def load(
         found = open_checkpoint(named, Reading(tokenizer=tokenizer))
         return _model(named, found, _networks(found, target, chosen, frees=low_memory))
 
-    return _model(source, checkpoint, networks, ema=ema, refiner=other(refiner), guide=other(guide))
+    return _model(
+        source, checkpoint, networks, ema=ema, refiner=other(refiner), guide=other(guide), preview_decoder=previews
+    )
 
 
 def _model(
@@ -99,6 +116,7 @@ def _model(
     ema: bool = False,
     refiner: Model | None = None,
     guide: Model | None = None,
+    preview_decoder: PreviewDecoder | None = None,
 ) -> Model:
     local = Path(source).exists() and str(source) not in shipped()
     return Model(
@@ -110,6 +128,7 @@ def _model(
         weights=None if ema else checkpoint.source,  # the file has two sets of weights: its hash says not which
         refiner=refiner,
         guide=guide,
+        preview_decoder=preview_decoder,
     )
 
 
@@ -118,7 +137,10 @@ def _networks(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, 
 
     def make(part: str, config: Config) -> nn.Module:
         tensors = checkpoint.parts[part]
-        return fill(config, dict(tensors) if frees else tensors, device, dtype)
+        network = fill(config, dict(tensors) if frees else tensors, device, dtype)
+        if part in LAID_OUT and (device.type, dtype) == ("cpu", torch.float32) and not frees:
+            pack(network.requires_grad_(False), MappedPages().release, LAID_OUT[part])
+        return network
 
     makers = {part: partial(make, part, config) for part, config in checkpoint.preset.networks.items()}
     return Networks(makers, device, dtype, frees=frees)
@@ -176,6 +198,27 @@ def shipped() -> dict[str, Path]:
     assets = Path(str(files("safelight"))) / "assets"
     found = sorted(assets.glob("*/model_index.json"))
     return {index.parent.name: index.parent for index in found}
+
+
+def preview_decoder_of(checkpoint: Checkpoint, given: str | Path | None) -> PreviewDecoder | None:
+    """The small decoder given, or the shipped one that was trained for the latents of this checkpoint's autoencoder.
+
+    Raises:
+        ModelFileError: the one given is none, or does not fit.
+        RequestError: one is given, and there are no latents.
+    """
+    preset = checkpoint.preset
+    if preset.autoencoder is None:
+        if given is not None:
+            raise RequestError(f"{preset.name} works on the pixels themselves: leave out --preview-decoder")
+        return None
+    channels = preset.autoencoder.latent_channels
+    if given is not None:
+        return read_preview_decoder(given, channels, preset.factor)
+    found = sorted((Path(str(files("safelight"))) / "assets" / "previews").glob("*/config.json"))
+    names = {fingerprint(checkpoint.parts[AUTOENCODER])} if found else set()
+    folder = next((path.parent for path in found if decodes(path.parent) in names), None)
+    return None if folder is None else read_preview_decoder(folder, channels, preset.factor)
 
 
 def fill(config: Config, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> nn.Module:

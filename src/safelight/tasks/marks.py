@@ -30,5 +30,5 @@ class Group:
     """One of HEADINGS."""
 
 
-HEADINGS = ("Sampler", "Guidance", "Prompt", "Adapters", "Stable Diffusion XL")
+HEADINGS = ("Sampler", "Guidance", "Shortcuts", "Prompt", "Adapters", "Stable Diffusion XL")
 """In the order in which they are shown, behind the task's own fields."""

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from safelight.diffusion.denoiser import Denoiser
+from safelight.diffusion.reusing import Reusing
 from safelight.diffusion.schedule import Schedule
 from safelight.doors import Conditioning
 from safelight.models import strips
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.tokenizer import Tokenizing
-from safelight.models.unet import UNet
+from safelight.models.unet import Deep, UNet
 from safelight.presets import Preset
 from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.tasks.parts import Networks
@@ -65,13 +66,24 @@ class Member:
         """The network seen as (x, sigma) -> x0, to be told conditions."""
         return Denoiser(self._answer, self.schedule, self.preset.prediction, self.dtype)
 
-    def _answer(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def reusing(self, levels: Tensor, every: int, joins: int) -> Denoiser[Conditioning]:
+        """As `denoiser`, for one walk over these levels: what is below the finest joins is asked once for so many."""
+
+        def ask(x: Tensor, t: Tensor, cond: Conditioning, known: Tensor | None) -> tuple[Tensor, Tensor]:
+            deep = Deep(joins, known)
+            answer = self._answer(x, t, cond, deep)
+            assert deep.found is not None, f"the network has {joins} joins or more"
+            return answer, deep.found
+
+        return Reusing(ask, self.schedule, self.preset.prediction, self.dtype, levels=levels, every=every)
+
+    def _answer(self, x: Tensor, t: Tensor, cond: Conditioning, deep: Deep | None = None) -> Tensor:
         """The UNet's answer, from float32 where its own precision is not enough."""
         unet = self.unet
 
         def ask(dtype: torch.dtype) -> Tensor:
             doors = cond.map(lambda door: door.to(dtype) if door.is_floating_point() else door)
-            y: Tensor = unet(x.to(dtype), t, doors)
+            y: Tensor = unet(x.to(dtype), t, doors, deep)
             return y
 
         return careful(unet, ask)

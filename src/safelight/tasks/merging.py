@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from safelight.adapters.extraction import extracted
-from safelight.adapters.lora import Strength, read_lora, write_lora
+from safelight.adapters.lora import Adapter, Strength, read_lora, write_lora
 from safelight.adapters.merging import Shares, add_difference, weighted_sum, with_adapters
+from safelight.checkpoints.files import printable
 from safelight.errors import RequestError
 from safelight.tasks.files import write_model
 from safelight.tasks.loading import open_checkpoint
 from safelight.tasks.sources import PLAIN, Reading
-from safelight.tasks.wearing import Named
+from safelight.tasks.wardrobe import Named
 
 Method = Literal["weighted-sum", "add-difference"]
 
@@ -28,7 +29,7 @@ def merge_models(
     reading: Reading = PLAIN,
     dtype: str | None = None,
     layout: Literal["diffusers", "original"] = "diffusers",
-) -> None:
+) -> tuple[str, ...]:
     """Write a model made of others.
 
     Args:
@@ -38,6 +39,9 @@ def merge_models(
         blocks: `BLOCK=SHARE` for blocks of the UNet, as IN04=0.3.
         loras: `FILE:WEIGHT:UNET-WEIGHT`, put in afterwards.
         output, dtype, layout: as `convert_model`.
+
+    Returns:
+        What of the LoRAs is not in it, a line each, to be shown: no model holds the words that come with one.
 
     Raises:
         RequestError: nothing is to be merged, the models are of different kinds, or a share is no number.
@@ -55,6 +59,7 @@ def merge_models(
         merged = weighted_sum(models[0], models[1], shares)
     elif len(models) == 3:
         merged = add_difference(models[0], models[1], models[2], shares)
+    worn: list[tuple[Adapter, Strength]] = []
     if loras:
         named = [Named.of(text, 2) for text in loras]
         worn = [
@@ -63,6 +68,8 @@ def merge_models(
         ]
         merged = with_adapters(merged, worn)
     write_model(merged, output, dtype, layout)
+    words = ((adapter.source, word) for adapter, _ in worn for word in adapter.embeddings)
+    return tuple(f"{source}: not merged: the word {printable(word)}, an embedding" for source, word in words)
 
 
 def extract_lora(

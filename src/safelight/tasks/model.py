@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from safelight.checkpoints import Checkpoint, write_folder
 from safelight.diffusion.samplers import Step
 from safelight.errors import RequestError
+from safelight.models.preview_decoder import PreviewDecoder
 from safelight.models.tokenizer import Tokenizing
 from safelight.presets import Preset
 from safelight.tasks import inputs, pictures
 from safelight.tasks.drawn import sized
 from safelight.tasks.handover import require_same_latents
 from safelight.tasks.identity import hash_files, hash_parts
+from safelight.tasks.machine import give_back
 from safelight.tasks.member import Member
 from safelight.tasks.metadata import RECORD_CHUNK, TEXT_CHUNK, ModelIdentity, Record, infotext
 from safelight.tasks.metadata.formats import format_of, require_room
 from safelight.tasks.parts import Networks
+from safelight.tasks.previewing import Previews
 from safelight.tasks.prompts.explain import unread
 from safelight.tasks.prompts.readers import readers
 from safelight.tasks.prompts.wording import Wording
@@ -36,7 +39,8 @@ from safelight.tasks.request import Request
 from safelight.tasks.requests import ImageToImage, Inpaint, Prompted, TextToImage
 from safelight.tasks.resolve import count_steps, needed, noise_levels, resolve, wording_of
 from safelight.tasks.walk import prepare
-from safelight.tasks.wearing import hashes, outfit, unknown_tags
+from safelight.tasks.wardrobe import hashes, worn_by
+from safelight.tasks.wearing import notes, outfit
 
 __all__ = ["Model", "Step", "Watch"]
 
@@ -59,6 +63,7 @@ class Model(Member):
         weights: Path | None = None,
         refiner: Model | None = None,
         guide: Model | None = None,
+        preview_decoder: PreviewDecoder | None = None,
     ) -> None:
         """Join networks that are already filled, all on one device.
 
@@ -70,6 +75,7 @@ class Model(Member):
             weights: the file or folder that the weights came from; None: from memory.
             refiner: takes over at a request's `switch`.
             guide: a weaker model, which a request's `autoguidance` leads away from.
+            preview_decoder: a small decoder of the model's latents, for `preview`.
 
         Raises:
             RequestError: one of them cannot go on with what this model begins.
@@ -77,6 +83,7 @@ class Model(Member):
         super().__init__(preset, networks, tokenizers)
         self._name, self._local, self._weights = name, local, weights
         self.refiner, self.guide = refiner, guide
+        self._previews = Previews(self, preview_decoder)
         for other in (refiner, guide):
             if other is not None:
                 require_same_latents(self, other)
@@ -202,6 +209,8 @@ class Model(Member):
             self._rest()
             images = self.decode(walk.end(needed(x)))
             self._rest()
+        if self.device.type == "cpu":
+            give_back()
         if isinstance(request, Inpaint):
             images = [needed(walk.canvas).paste(image, request.blur) for image in images]
         for k, (image, wording) in enumerate(zip(images, wordings, strict=True)):
@@ -245,7 +254,7 @@ class Model(Member):
         """What the picture of a request says of itself."""
         refiner = None if self.refiner is None else self.refiner.identity
         return {
-            TEXT_CHUNK: infotext(alone, self.identity, refiner),
+            TEXT_CHUNK: infotext(alone, self.identity, refiner, worn_by(alone)),
             RECORD_CHUNK: self._record(alone).to_json(),
         }
 
@@ -264,9 +273,9 @@ class Model(Member):
         }
         return {name: count for name, count in left.items() if count > 0}
 
-    def unknown_tags(self, request: Request) -> list[str]:
-        """Tags in the prompt of kinds that nobody knows: they do nothing."""
-        return unknown_tags(request.prompt) if isinstance(request, Prompted) else []
+    def notes(self, request: Request) -> list[str]:
+        """What of the request's tags and adapters does nothing here, a line each."""
+        return notes(request, self)
 
     def count_steps(self, request: Request) -> int | None:
         """How many steps `steps` will yield for a resolved request; None: only the walk will show."""
@@ -321,9 +330,13 @@ class Model(Member):
         """
         return [pictures.to_images(self.to_pixels(one))[0] for one in torch.split(latent, 1)]
 
+    @torch.inference_mode()
     def preview(self, step: Step) -> list[Image.Image]:
-        """What the pictures look like at a step: what the network believes is under the noise."""
-        return self.decode(step.denoised)
+        """About what the pictures look like at a step: what the network believes is under the noise.
+
+        In a small part of the time of `decode(step.denoised)`, which shows it exactly (`previewing`).
+        """
+        return pictures.to_images(self._previews.show(step.denoised))
 
     # -- files
 

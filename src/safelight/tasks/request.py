@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from safelight.diffusion.names import SAMPLER_NAMES, SPACING_NAMES
 from safelight.errors import RequestError
-from safelight.tasks.fields import GuidanceFields, SamplerFields
+from safelight.tasks.fields import GuidanceFields, SamplerFields, ShortcutFields
 from safelight.tasks.marks import Flag, Group, Positional, Recorded
 
 MAX_SEED = 2**64 - 1
@@ -28,7 +28,7 @@ MAX_PIXELS = 2**26
 """Of all pictures of a batch together: 64 pictures of a megapixel, or one of 8192x8192."""
 
 
-class Request(SamplerFields, GuidanceFields, BaseModel):
+class Request(SamplerFields, GuidanceFields, ShortcutFields, BaseModel):
     """What all requests have in common. Construct one of the tasks in `requests`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # ten tasks, of which one is asked

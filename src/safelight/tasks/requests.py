@@ -94,7 +94,8 @@ class Prompted(Request):
         tuple[Picture, ...],
         _ADAPTERS,
         Field(
-            description="A textual inversion: its file's name, in the prompt, is what it taught. Several times, too."
+            description="A textual inversion, FILE or FILE=NAME: the file's name or that, in the prompt, is what it "
+            "taught. Several times, too."
         ),
     ] = ()
     hypernetwork: Annotated[

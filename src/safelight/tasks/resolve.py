@@ -85,6 +85,7 @@ def resolve(request: R, preset: Preset, refiner: Preset | None = None, *, guided
         raise RequestError(f"{preset.name} does not do {request.task}, but {can}: ask for that, or use another model")
     _unread(request, preset)
     _second(request, preset)
+    _shortcuts(request)
     sampler = preset.sampler if request.sampler is None else request.sampler
     bind(sampler, sampler_options(request))
     spacing = request.spacing
@@ -202,6 +203,14 @@ def _second(request: Request, preset: Preset) -> None:
     for name in ("prompt_2", "negative_prompt_2"):
         if getattr(request, name) is not None:
             raise RequestError(f"{preset.name} has one text tower: leave out {name}, or use an SDXL")
+
+
+def _shortcuts(request: Request) -> None:
+    """Ways to do less, with which not everything goes. What a network has not is said by `steering`."""
+    if request.deep_every is None and request.deep_below is not None:
+        raise RequestError("deep_below says what is deep where it is not asked at every step: give --deep-every, too")
+    if request.deep_every is not None and request.deep_every > 1 and request.sag is not None:
+        raise RequestError("--sag looks into the deep part of the network at every step: leave out --deep-every")
 
 
 def _noise_level(request: Request, preset: Preset) -> dict[str, object]:

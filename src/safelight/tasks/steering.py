@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,7 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from safelight.adapters.embeddings import Taught
-from safelight.diffusion.denoiser import Denoise
+from safelight.diffusion.denoiser import Denoise, Denoiser
 from safelight.diffusion.guidance import (
     Beside,
     Guidance,
@@ -23,10 +25,12 @@ from safelight.diffusion.guidance import (
     within,
 )
 from safelight.diffusion.noise import Noise
+from safelight.diffusion.reusing import place_among
 from safelight.doors import Conditioning
 from safelight.errors import RequestError
 from safelight.models.attention_maps import MIDDLE, attention_received, chosen_attentions, identity_attention
 from safelight.models.freeu import FreeU, freeu
+from safelight.models.merging import mergeable_level, merged_tokens
 from safelight.tasks.canvas import Canvas
 from safelight.tasks.fields import GuidanceFields
 from safelight.tasks.member import Member
@@ -95,13 +99,13 @@ def _guided(member: Member, request: Request, told: Told, levels: Tensor, weaker
     if request.pag is not None:
         layers = MIDDLE if request.pag_layers is None else request.pag_layers
         chosen_attentions(member.unet, layers)  # what there is not is said before the first step
-        alone = guided(member.denoiser(), told.branches, told.uncond)
+        alone = guided(_denoiser(member, request, levels), told.branches, told.uncond)
         beside.append(Beside(within(lambda: identity_attention(member.unet, layers), alone), request.pag))
     attention = None
     if request.sag is not None:
         attention = SelfAttention(lambda: attention_received(member.unet), request.sag)
     denoise = guided(
-        member.denoiser(),
+        _denoiser(member, request, levels),
         told.branches,
         told.uncond,
         _guidance(member, request, levels),
@@ -110,10 +114,43 @@ def _guided(member: Member, request: Request, told: Told, levels: Tensor, weaker
         beside=beside,
         attention=attention,
     )
-    if request.freeu is None:
+    if request.freeu is not None:
+        settings = FreeU(*request.freeu)
+        denoise = within(lambda: freeu(member.unet, settings), denoise)
+    return _merging(member, request, levels, denoise)
+
+
+def _denoiser(member: Member, request: Request, levels: Tensor) -> Denoiser[Conditioning]:
+    """The member's, with a memory of its own if the deep part of the network is not asked at every step."""
+    if request.deep_every is None or request.deep_every == 1:
+        return member.denoiser()
+    below, joins = 1 if request.deep_below is None else request.deep_below, member.preset.unet.joins
+    if below > joins:
+        raise RequestError(f"deep_below cannot be {below}: the network of {member.preset.name} has {joins} joins")
+    return member.reusing(levels, request.deep_every, below)
+
+
+def _merging(member: Member, request: Request, levels: Tensor, denoise: Denoise) -> Denoise:
+    """The same, whose finest attentions see positions merged: into which is chosen by seed and noise level alone."""
+    ratio = request.merge_tokens
+    if ratio is None or ratio == 0:
         return denoise
-    settings = FreeU(*request.freeu)
-    return within(lambda: freeu(member.unet, settings), denoise)
+    if mergeable_level(member.preset.unet) is None:
+        raise RequestError(f"{member.preset.name} has no transformers that could merge tokens: leave out merge_tokens")
+    first, batch, place = needed(request.seed), request.batch, place_among(levels)
+
+    def merging(x: Tensor, sigma: Tensor) -> Tensor:
+        sigmas = sigma.tolist() if sigma.ndim else [float(sigma)] * batch
+        seeds = [_chance(first + k, place(level)) for k, level in enumerate(sigmas)]
+        with merged_tokens(member.unet, ratio, seeds):
+            return denoise(x, sigma)
+
+    return merging
+
+
+def _chance(seed: int, step: int) -> int:
+    """A number below 2**64 for a picture at one of its steps."""
+    return int.from_bytes(hashlib.blake2b(struct.pack("<QQ", seed, step), digest_size=8).digest(), "little")
 
 
 def _guidance(member: Member, request: Request, levels: Tensor) -> Guidance:

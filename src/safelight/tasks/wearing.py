@@ -5,61 +5,31 @@ LoRAs and hypernetworks change networks reversibly (`Networks.worn`); embeddings
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from safelight.adapters.embedding_files import read_embedding
+from safelight.adapters.embedding_files import bundled_embedding, read_embedding
 from safelight.adapters.embeddings import Embedding, Taught, teach
 from safelight.adapters.hypernetwork_files import read_hypernetwork
 from safelight.adapters.hypernetworks import Hypernetwork, bent, require_fits
 from safelight.adapters.lora import Adapter, Strength, changes, read_lora
 from safelight.adapters.patching import patched
-from safelight.checkpoints.files import is_plain_name
-from safelight.conditioning.prompts import tags
-from safelight.conditioning.prompts.prompt import read
-from safelight.errors import RequestError
+from safelight.checkpoints.files import printable
 from safelight.presets import Preset
 from safelight.presets.preset import UNET
 from safelight.tasks.member import Member
 from safelight.tasks.request import Request
 from safelight.tasks.requests import Prompted
+from safelight.tasks.wardrobe import Changed, items, unknown_tags
 
-ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin")
 _KEPT = 8
 """Files that stay read from one drawing to the next: their tensors are views of the mapped file."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """A file as a request names it: `FILE:NUMBER:NUMBER`."""
-
-    path: Path
-    numbers: tuple[float, ...]
-
-    @classmethod
-    def of(cls, text: str, most: int) -> Named:
-        """Take up to so many numbers off the end.
-
-        Raises:
-            RequestError: nothing is left.
-        """
-        numbers: list[float] = []
-        while len(numbers) < most:
-            rest, colon, number = text.rpartition(":")
-            try:
-                numbers.insert(0, float(number) if colon else float("no number"))
-            except ValueError:
-                break
-            text = rest
-        if text == "":
-            raise RequestError("an adapter has no file: write FILE, or FILE:0.8")
-        return cls(Path(text), tuple(numbers))
 
 
 @dataclass(frozen=True)
@@ -118,85 +88,72 @@ def outfit(request: Request, prompt: str, preset: Preset) -> Outfit:
 
     Raises:
         ModelFileError: a file is missing, damaged, no adapter, or one for another family.
-        RequestError: a tag names what is not in the folder of adapters, or has a number that is none.
+        RequestError: as `items`.
     """
-    if not isinstance(request, Prompted):
-        return NAKED
-    loras, hypernetworks = [], []
-    for named in (Named.of(text, 2) for text in request.lora):
-        text = named.numbers[0] if named.numbers else 1.0
-        loras.append((named.path, Strength(text, named.numbers[-1] if named.numbers else 1.0)))
-    for named in (Named.of(text, 1) for text in request.hypernetwork):
-        hypernetworks.append((named.path, named.numbers[0] if named.numbers else 1.0))
-    for tag in read(prompt).tags:
-        if tag.kind == "lora":
-            asked = tags.lora(tag)
-            if asked.rank is not None:
-                raise RequestError(f"{tag}: dyn is for files of DyLoRA that are cut; leave it out")
-            loras.append((_in_folder(request.adapters, asked.name, tag), Strength(asked.text, asked.unet)))
-        elif tag.kind == "hypernet":
-            wanted = tags.hypernetwork(tag)
-            hypernetworks.append((_in_folder(request.adapters, wanted.name, tag), wanted.strength))
-    return Outfit(
-        tuple((_lora(path, _changed(path), preset.name, preset), strength) for path, strength in loras),
-        tuple((_hypernetwork(path, _changed(path)), strength) for path, strength in hypernetworks),
-        tuple(read_embedding(Path(text)) for text in request.embedding),
-    )
+    asked = items(request, prompt)
+    loras = [
+        (_lora(item.path, item.changed, preset.name, preset), Strength(item.text, item.unet))
+        for item in asked
+        if item.sort == "lora"
+    ]
+    hypernetworks = [
+        (_hypernetwork(item.path, item.changed), item.unet) for item in asked if item.sort == "hypernetwork"
+    ]
+    embeddings = [
+        read_embedding(item.path, item.name if item.renamed else None) for item in asked if item.sort == "embedding"
+    ]
+    return Outfit(tuple(loras), tuple(hypernetworks), (*embeddings, *_bundled(loras)))
 
 
-def unknown_tags(prompt: str) -> list[str]:
-    """Tags of kinds that nobody knows, which do nothing."""
-    return [str(tag) for tag in read(prompt).tags if tag.kind not in ("lora", "hypernet")]
-
-
-def hashes(request: Request, prompt: str) -> tuple[str, ...]:
-    """SHA-256 of every file of adapters, in the order in which they are named: which they were is recorded."""
-    if not isinstance(request, Prompted):
-        return ()
-    paths = [Named.of(text, 2).path for text in request.lora]
-    paths += [Named.of(text, 1).path for text in request.hypernetwork]
-    paths += [Path(text) for text in request.embedding]
-    for tag in read(prompt).tags:
-        if tag.kind in ("lora", "hypernet"):
-            name = tags.lora(tag).name if tag.kind == "lora" else tags.hypernetwork(tag).name
-            paths.append(_in_folder(request.adapters, name, tag))
-    return tuple(_sha256(path, _changed(path)) for path in paths)
-
-
-def _in_folder(folder: str | None, name: str, tag: tags.Tag) -> Path:
-    """The file of a tag, which never leaves its folder."""
-    if folder is None:
-        raise RequestError(f"the prompt has {tag}: say in which folder that is by --adapters")
-    if not is_plain_name(name):
-        raise RequestError(f"{tag} is refused: {name!r} is not the name of a file in {folder}")
-    found = next((path for end in ENDINGS if (path := Path(folder) / f"{name}{end}").is_file()), None)
-    if found is None:
-        raise RequestError(f"{tag}: there is no {name}{ENDINGS[0]} in {folder!r}: put it there, or correct the name")
+def _bundled(loras: Sequence[tuple[Adapter, Strength]]) -> list[Embedding]:
+    """The words that LoRAs come with, unless one acts on nothing; what two have in common counts once."""
+    found: list[Embedding] = []
+    for adapter, strength in loras:
+        if strength == Strength(0.0, 0.0):
+            continue
+        for word, tensors in adapter.embeddings.items():
+            one = bundled_embedding(adapter.source, word, tensors)
+            if not any(one.words == other.words and _equal(one, other) for other in found):
+                found.append(one)
     return found
 
 
-def _changed(path: Path) -> tuple[int, int]:
-    """Size and time of change, so that a file that was replaced is read again."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise RequestError(f"there is no adapter {str(path)!r} ({error.strerror}): check the path") from error
-    return found.st_size, found.st_mtime_ns
+def _equal(one: Embedding, other: Embedding) -> bool:
+    return one.vectors.keys() == other.vectors.keys() and all(
+        torch.equal(vectors, other.vectors[part]) for part, vectors in one.vectors.items()
+    )
+
+
+def notes(request: Request, member: Member) -> list[str]:
+    """What of a request's adapters and tags does nothing with a member, a line each, to be shown.
+
+    Raises:
+        As `outfit`, and a hypernetwork is of another family.
+    """
+    if not isinstance(request, Prompted):
+        return []
+    found = [f"nobody here knows what {tag} means: it does nothing" for tag in unknown_tags(request.prompt)]
+    worn = outfit(request, request.prompt, member.preset)
+    for adapter, _ in worn.loras:
+        if adapter.dropped:
+            (key, why), more = adapter.dropped[0], len(adapter.dropped) - 1
+            others = f" and {more} more" if more else ""
+            found.append(f"{adapter.source}: not used: {printable(key)}{others} ({why})")
+    for hypernetwork, _ in worn.hypernetworks:  # of which only the network itself knows what it has no use for
+        strange = require_fits(hypernetwork, member.unet, member.preset.name)
+        if strange:
+            widths = " and ".join(map(str, strange))
+            found.append(f"{hypernetwork.file}: not used: what it has for the width {widths}, which this model lacks")
+    if worn.hypernetworks:
+        member.networks.free()
+    return found
 
 
 @lru_cache(_KEPT)
-def _lora(path: Path, changed: tuple[int, int], name: str, preset: Preset) -> Adapter:
+def _lora(path: Path, changed: Changed, name: str, preset: Preset) -> Adapter:
     return read_lora(path, preset)
 
 
 @lru_cache(_KEPT)
-def _hypernetwork(path: Path, changed: tuple[int, int]) -> Hypernetwork:
+def _hypernetwork(path: Path, changed: Changed) -> Hypernetwork:
     return read_hypernetwork(path)
-
-
-@lru_cache(4 * _KEPT)
-def _sha256(path: Path, changed: tuple[int, int]) -> str:
-    if path.is_dir():
-        return hashlib.sha256(b"".join(sorted(p.read_bytes() for p in path.iterdir() if p.is_file()))).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

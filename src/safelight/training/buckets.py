@@ -17,7 +17,7 @@ from torch import Tensor
 
 from safelight.errors import DataError
 from safelight.training.data import batch_indices, permutation, to_uint8
-from safelight.training.folders import Entry, Size, identity_of, open_picture
+from safelight.training.folders import Entry, Size, identity_of
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class BucketedPictures:
         Raises:
             DataError: it has changed since the beginning and is no longer whole.
         """
-        place, image = self.places[index], open_picture(self.entries[index].path)
+        place, image = self.places[index], self.entries[index].picture()
         if image.size != place.scaled:
             smaller = place.scaled[0] < image.width
             image = image.resize(place.scaled, Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS)

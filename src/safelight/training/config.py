@@ -36,9 +36,10 @@ class LoopConfig:
     """Batches whose gradients are averaged before the weights move."""
     lr: float = 3e-4
     """Highest learning rate."""
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    """adamw remembers two numbers for each weight; adafactor (Shazeer & Stern 2018) two for each row and column. The
-    latter's rate is in units of a matrix's own size, and wants to be some thirty times as high."""
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
+    """adamw remembers two numbers for each weight; adamw8bit (Dettmers et al. 2022, by bitsandbytes, the extra `8bit`)
+    the same in a quarter of the memory; adafactor (Shazeer & Stern 2018) two for each row and column. The latter's rate
+    is in units of a matrix's own size, and wants to be some thirty times as high."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """What the learning rate does after the warm-up."""
     warmup: int = 1000
@@ -85,7 +86,8 @@ class LoopConfig:
         self._require("seed", self.seed < 2**63, "a number below 2^63")
         self._require("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
         self._require("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
-        self._require("optimizer", self.optimizer in ("adamw", "adafactor"), "adamw or adafactor")
+        optimizers = ("adamw", "adamw8bit", "adafactor")
+        self._require("optimizer", self.optimizer in optimizers, "adamw, adamw8bit or adafactor")
         self._require("device", self.device in ("auto", "cpu"), "auto or cpu")
 
     def _require(self, name: str, fulfilled: bool, wanted: str) -> None:

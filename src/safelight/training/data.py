@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from safelight.errors import DataError
-from safelight.training.folders import identity_of, open_picture, read_entries
+from safelight.training.folders import TOML, identity_of, read_entries
 
 
 @lru_cache(maxsize=8)
@@ -59,6 +59,8 @@ class ImageFolder:
             DataError: as `folders.read_entries`.
         """
         self.folder, self.size = Path(folder), size
+        if self.folder.suffix.lower() == TOML:
+            raise DataError(f"{folder} says how to fine-tune, which is another recipe: give a folder of pictures")
         entries = read_entries(self.folder)
         self._identity = identity_of(entries, size)
         self._entries = [entry for entry in entries for _ in range(entry.repeats)]
@@ -82,7 +84,7 @@ class ImageFolder:
             DataError: the picture has changed since the beginning and is no longer one.
         """
         entry = self._entries[index]
-        square = ImageOps.fit(open_picture(entry.path), (self.size, self.size), Image.Resampling.LANCZOS)
+        square = ImageOps.fit(entry.picture(), (self.size, self.size), Image.Resampling.LANCZOS)
         return to_uint8(square), entry.caption
 
 

@@ -2,8 +2,10 @@
 
 - a caption beside each picture, of the same stem: `.txt` or `.caption`
 - folders `N_words` in the folder (kohya's): N repeats, and the words are the caption of a picture without one
-- `metadata.jsonl` or `metadata.csv` in the folder, with `file_name` and `text` (Hugging Face's)
+- `metadata.jsonl`, `.csv` or `.parquet` in the folder, with `file_name` and `text` (Hugging Face's)
+- `.tar` shards in the folder, and no pictures (WebDataset's, see `shards`)
 - a JSON file in place of the folder, {name: {"caption": ..., "tags": ...}} (kohya's fine-tuning)
+- a TOML file in its place, that names folders and what is done with their captions (kohya's, see `kohya`)
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from io import BytesIO, StringIO
 from pathlib import Path, PurePosixPath
 
@@ -24,10 +26,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from safelight.errors import DataError
+from safelight.training.kohya import read_dataset
+from safelight.training.shards import ENDING, Sample, read_shard
+from safelight.training.tags import Tags
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 CAPTIONS = (".txt", ".caption")
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TOML = ".toml"
 REPEATED = re.compile(r"(\d+)_(.+)")
 """The name of a folder whose pictures count so many times."""
 MOST_REPEATS = 1_000_000
@@ -50,6 +56,22 @@ class Entry:
     """Of the upright picture."""
     digest: str = ""
     """SHA-256 of the file."""
+    tags: Tags | None = None
+    """What becomes of the caption each time; None: what is said for all."""
+    flip: bool = False
+    """Mirrored every other time, by chance."""
+    prior: bool = False
+    """Of the class of what is taught."""
+    span: tuple[int, int] | None = None
+    """Where in the file its bytes begin, and how many there are; None: it has the file for itself."""
+
+    def picture(self) -> Image.Image:
+        """Upright, RGB; transparency falls on white, 16 bits become 8.
+
+        Raises:
+            DataError: it is not whole.
+        """
+        return _decode(self.name if self.span else self.path, _bytes_of(self.path, self.span))
 
 
 def read_entries(source: Path, caption: str | None = None) -> list[Entry]:
@@ -58,7 +80,7 @@ def read_entries(source: Path, caption: str | None = None) -> list[Entry]:
     Folders that kohya's tools would leave out are named on stderr.
 
     Args:
-        source: a folder, or a JSON file of captions in the folder of its pictures.
+        source: a folder, a JSON file of captions in the folder of its pictures, or a TOML file of folders.
         caption: of pictures that have none; None: such a picture is a mistake.
 
     Raises:
@@ -66,7 +88,10 @@ def read_entries(source: Path, caption: str | None = None) -> list[Entry]:
     """
     source = Path(source)
     try:
-        entries = _listed(source, caption) if source.is_file() else _in_folder(source, caption)
+        if source.suffix.lower() == TOML:
+            entries = _in_subsets(source, caption)
+        else:
+            entries = _listed(source, caption) if source.is_file() else _in_folder(source, caption)
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}): check it") from error
     if not entries:
@@ -81,7 +106,8 @@ def identity_of(entries: Sequence[Entry], *settings: object) -> str:
     digest = hashlib.sha256(":".join(map(str, settings)).encode())
     for entry in entries:
         repeats = () if entry.repeats == 1 else (entry.repeats,)
-        digest.update(json.dumps([entry.name, entry.digest, entry.caption, *repeats]).encode())
+        told = () if entry.tags is None else (*astuple(entry.tags), entry.flip, entry.prior)
+        digest.update(json.dumps([entry.name, entry.digest, entry.caption, *repeats, *told]).encode())
     return f"folder-{digest.hexdigest()}"
 
 
@@ -96,6 +122,11 @@ def _in_folder(folder: Path, caption: str | None) -> list[Entry]:
         raise DataError(f"{folder} has both {files[0].name} and {files[1].name}: delete one")
     if files:
         return _named(files[0], _metadata(files[0]), caption)
+    shards = sorted(folder.glob(f"*{ENDING}"))
+    if shards and not find_pictures(folder):
+        return [
+            _sampled(shard, sample, text, caption) for shard in shards for sample, text in read_shard(shard, PICTURES)
+        ]
     repeated = sorted((p for p in folder.iterdir() if p.is_dir() and REPEATED.fullmatch(p.name)), key=lambda p: p.name)
     if not repeated:
         return [_beside(folder, path, caption) for path in find_pictures(folder)]
@@ -117,16 +148,51 @@ def _say_left_out(folder: Path, taken: Sequence[Path]) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _beside(folder: Path, path: Path, default: str | None) -> Entry:
+def _in_subsets(file: Path, caption: str | None) -> list[Entry]:
+    """The pictures of all folders that a TOML file names; those of folders within them are others'."""
+    found: list[Entry] = []
+    for subset in read_dataset(file).subsets:
+        if not subset.folder.is_dir():
+            raise DataError(f"{file}: image_dir {str(subset.folder)!r} is not a folder: give one with pictures")
+        endings = CAPTIONS if subset.extension is None else (subset.extension,)
+        default = caption if subset.class_tokens is None else subset.class_tokens
+        paths = [path for path in find_pictures(subset.folder) if path.parent == subset.folder]
+        if not paths:
+            raise DataError(f"{file}: image_dir {str(subset.folder)!r} has no pictures: put some there")
+        for path in paths:
+            entry = _beside(subset.folder, path, default, endings)
+            found.append(
+                replace(
+                    entry,
+                    name=path.as_posix(),
+                    caption=subset.caption(entry.caption),
+                    repeats=subset.repeats,
+                    tags=subset.tags,
+                    flip=subset.flip,
+                    prior=subset.prior,
+                )
+            )
+    return found
+
+
+def _beside(folder: Path, path: Path, default: str | None, endings: Sequence[str] = CAPTIONS) -> Entry:
     """A picture with the caption beside it, or the default."""
-    beside = [path.with_suffix(suffix) for suffix in CAPTIONS if path.with_suffix(suffix).is_file()]
+    beside = [path.with_suffix(suffix) for suffix in endings if path.with_suffix(suffix).is_file()]
     if len(beside) > 1:
         raise DataError(f"{path} has two captions, {beside[0].name} and {beside[1].name}: delete one")
     if not beside and default is None:
-        raise DataError(f"{path} has no caption: write one to {path.with_suffix('.txt')}")
+        raise DataError(f"{path} has no caption: write one to {path.with_suffix(endings[0])}")
     caption = default if not beside else text_of(beside[0]).strip()
     assert caption is not None
     return Entry(path, path.relative_to(folder).as_posix(), caption)
+
+
+def _sampled(shard: Path, sample: Sample, text: str | None, default: str | None) -> Entry:
+    """A picture in a shard."""
+    caption = default if text is None else text
+    if caption is None:
+        raise DataError(f"{shard}: {sample.name} has no caption: put a {sample.name}.txt into it, or say --caption")
+    return Entry(shard, f"{shard.name}/{sample.name}{sample.picture}", caption, span=sample.span)
 
 
 def _named(file: Path, captions: Mapping[str, str], default: str | None) -> list[Entry]:
@@ -163,6 +229,9 @@ def _metadata(file: Path) -> dict[str, str]:
 
 def _rows(file: Path) -> Iterator[tuple[int, object, object]]:
     """(line, file_name, text) of every line that is not empty."""
+    if file.suffix == ".parquet":
+        yield from _columns(file)
+        return
     content = text_of(file)
     if file.suffix == ".csv":
         reader = csv.DictReader(StringIO(content, newline=""))
@@ -178,6 +247,20 @@ def _rows(file: Path) -> Iterator[tuple[int, object, object]]:
             raise DataError(f"{file} line {number} is not JSON: write one object per line") from error
         fields = entry if isinstance(entry, dict) else {}
         yield number, fields.get("file_name"), fields.get("text")
+
+
+def _columns(file: Path) -> Iterator[tuple[int, object, object]]:
+    """(row, file_name, text) of a table."""
+    try:
+        from pyarrow import ArrowException, parquet  # noqa: PLC0415  (only who has such a file needs it)
+    except ImportError as error:
+        raise DataError(f"to read {file}, install pyarrow: pip install pyarrow") from error
+    try:
+        rows = parquet.read_table(file, columns=["file_name", "text"]).to_pylist()
+    except (ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{file} is no table with the columns file_name and text: make it anew") from error
+    for number, row in enumerate(rows, start=1):
+        yield number, row.get("file_name"), row.get("text")
 
 
 def _listed(file: Path, default: str | None) -> list[Entry]:
@@ -249,27 +332,23 @@ def text_of(path: Path) -> str:
 
 def _verified(entry: Entry) -> Entry:
     """With the size and the hash of the picture, the whole of which was decoded."""
-    data = _bytes_of(entry.path)
-    return replace(entry, size=_decode(entry.path, data).size, digest=hashlib.sha256(data).hexdigest())
+    data = _bytes_of(entry.path, entry.span)
+    where = entry.path if entry.span is None else entry.name
+    return replace(entry, size=_decode(where, data).size, digest=hashlib.sha256(data).hexdigest())
 
 
-def open_picture(path: Path) -> Image.Image:
-    """An upright RGB picture; transparency falls on white, 16 bits become 8.
-
-    Raises:
-        DataError: it is not whole.
-    """
-    return _decode(path, _bytes_of(path))
-
-
-def _bytes_of(path: Path) -> bytes:
+def _bytes_of(path: Path, span: tuple[int, int] | None) -> bytes:
     try:
-        return path.read_bytes()
+        if span is None:
+            return path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(span[0])
+            return file.read(span[1])
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): check it") from error
 
 
-def _decode(path: Path, data: bytes) -> Image.Image:
+def _decode(path: Path | str, data: bytes) -> Image.Image:
     try:
         with Image.open(BytesIO(data)) as image:
             upright = ImageOps.exif_transpose(image)

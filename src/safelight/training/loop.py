@@ -12,6 +12,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -24,7 +25,7 @@ from safelight.training.batches import batches, on_device, pinned
 from safelight.training.config import LoopConfig
 from safelight.training.parts import AVERAGE, MEND, OPTIMIZER, WEIGHTS, Part
 from safelight.training.progress import Progress, make_accelerator
-from safelight.training.recipe import Paced, Recipe, Turn
+from safelight.training.recipe import Paced, Recipe, Shown, Turn
 from safelight.training.stopping import Stop
 from safelight.training.store import REJECTED, Found, State, Store, read_state, read_tensors, require_same_run
 
@@ -154,6 +155,7 @@ class _Run(Generic[B]):
         last = math.ceil(config.images / config.step_images) * config.accumulate
         with batches(self._make, self.micro, last, config.workers) as source:
             while self.micro < last:
+                self._show()
                 before, lr = self.images, config.rate(self.images)
                 loss = self._step(source, lr, progress)
                 progress.step(min(self.images, config.images), loss, lr, self.skipped)
@@ -164,7 +166,17 @@ class _Run(Generic[B]):
                     sys.exit(stop.exit_code)
                 if before // config.save_every < self.images // config.save_every:
                     self._save()
+        self._show()
         self._save()
+
+    def _show(self) -> None:
+        """What the model that would be written now can do, by the first process."""
+        if self.images == 0 or not isinstance(self.recipe, Shown) or not self.accelerator.is_main_process:
+            return
+        with ExitStack() as stack:
+            for part in self.parts.values():
+                stack.enter_context(part.averaged())
+            self.recipe.show(self.images, self.config.step_images)
 
     def _make(self, index: int) -> B:
         """This process' share of a batch; all shares together are the batch of a single process."""

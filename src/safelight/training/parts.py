@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ WEIGHTS, AVERAGE, OPTIMIZER = "weights", "ema", "optimizer"
 """The three files of tensors in a checkpoint."""
 FUSED = ("cpu", "cuda", "mps", "xpu")
 STEP = "step"
-FACTORS = ("row_var", "col_var")
-"""What Adafactor keeps of a matrix, in place of moments of its shape."""
+OTHERWISE = ("row_var", "col_var", "absmax1", "absmax2", "qmap1", "qmap2")
+"""What Adafactor keeps of a matrix in place of moments of its shape, and 8-bit AdamW beside them."""
 PACE = "pace"
 MEND = "resume with the settings that the run began with"
 
@@ -25,8 +27,8 @@ MEND = "resume with the settings that the run began with"
 class Part:
     """One entry of `Recipe.parts` in training.
 
-    The optimizer is AdamW (Loshchilov & Hutter 2019) or Adafactor (Shazeer & Stern 2018). Weight decay goes to
-    matrices and kernels only.
+    The optimizer is AdamW (Loshchilov & Hutter 2019), the same with moments of 8 bits, or Adafactor (Shazeer & Stern
+    2018). Weight decay goes to matrices and kernels only.
 
     pace: a parameter's learning rate as a factor of the loop's; None: all learn at that.
     """
@@ -39,6 +41,7 @@ class Part:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if not self.parameters:
             raise TrainingError(f"part {name} has nothing to train: give it parameters that require gradients")
+        self._eight_bit = config.optimizer == "adamw8bit"
         self.optimizer = self._optimizer(config, (lambda _: 1.0) if pace is None else pace)
         self.ema = Ema(module, config.ema) if config.ema > 0 else None
         self._buffers = list(module.buffers())
@@ -54,6 +57,8 @@ class Part:
             {"params": parameters, "weight_decay": decay, PACE: factor}
             for (factor, decay), parameters in groups.items()
         ]
+        if self._eight_bit:
+            return _eight_bit(listed, config)
         if config.optimizer == "adafactor":
             return torch.optim.Adafactor(listed, lr=config.lr)
         fused = self.parameters[0].device.type in FUSED
@@ -63,6 +68,21 @@ class Part:
     def exported(self) -> nn.Module:
         """The averaged twin where there is one."""
         return self.module if self.ema is None else self.ema.module
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the module has the averaged weights, if there are some; afterwards its own, the very tensors."""
+        pairs = [] if self.ema is None else list(zip(self.module.modules(), self.ema.module.modules(), strict=True))
+
+        def change() -> None:
+            for one, other in pairs:
+                one._parameters, other._parameters = other._parameters, one._parameters
+
+        change()
+        try:
+            yield
+        finally:
+            change()
 
     def gradients(self) -> list[Tensor]:
         """Of the parameters that have one."""
@@ -115,7 +135,8 @@ class Part:
 
     def _moments(self) -> dict[str, Tensor]:
         return {
-            f"{name}/{kind}": value
+            # A checkpoint holds no tensor twice, and the maps of 8-bit AdamW are one for all.
+            f"{name}/{kind}": torch.as_tensor(value).clone() if self._eight_bit else value
             for name, parameter in zip(self.names, self.parameters, strict=True)
             for kind, value in self.optimizer.state.get(parameter, {}).items()
         }
@@ -144,12 +165,12 @@ class Part:
     def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {k: t for k, t in tensors.items() if k.startswith(f"{self.name}/")}
 
-    def _placed(self, parameter: Tensor, found: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    def _placed(self, parameter: Tensor, found: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor | int]]:
         for kind, value in found.items():
             if kind == STEP:
-                yield kind, value.to(parameter.device)
+                yield kind, int(value) if self._eight_bit else value.to(parameter.device)
                 continue
-            if kind in FACTORS:
+            if kind in OTHERWISE:
                 yield kind, value.to(parameter.device, copy=True)
                 continue
             if value.shape != parameter.shape:
@@ -158,7 +179,25 @@ class Part:
                     f"shape {tuple(parameter.shape)}: {MEND}"
                 )
             # The parameter's own memory layout: the fused kernel walks over both in parallel.
-            yield kind, torch.empty_like(parameter, requires_grad=False).copy_(value)
+            yield kind, torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _eight_bit(groups: list[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
+    """AdamW whose moments have 8 bits each and a scale for every 256 (Dettmers et al. 2022); small ones stay whole.
+
+    Raises:
+        TrainingError: bitsandbytes is not installed.
+    """
+    silenced = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # that kernels which nobody asks for are not there
+    try:
+        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415  (an extra)
+    except ModuleNotFoundError as error:
+        raise TrainingError("--optimizer adamw8bit needs bitsandbytes: pip install 'safelight[8bit]'") from error
+    finally:
+        logging.disable(silenced)
+    made: torch.optim.Optimizer = AdamW8bit(groups, lr=config.lr, betas=config.betas)
+    return made
 
 
 def _fill(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: str) -> None:

@@ -59,6 +59,22 @@ class Recipe(Protocol[B]):
 
 
 @runtime_checkable
+class Shown(Protocol):
+    """A recipe that shows now and then what has been learned."""
+
+    def show(self, images_seen: int, step_images: int) -> None:
+        """Called between the steps of the weights, with the averages in their place where there are some.
+
+        It must leave everything as it was.
+
+        Args:
+            images_seen: so far, never 0.
+            step_images: in each step.
+        """
+        ...
+
+
+@runtime_checkable
 class Paced(Protocol):
     """A recipe that does not train all that it trains at the loop's learning rate."""
 

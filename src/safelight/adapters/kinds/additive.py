@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -13,6 +13,8 @@ from safelight.adapters.kinds.kind import ALPHA, Changed, Kind, Shape, kept, lik
 
 DORA = "dora_scale"
 EPS = torch.finfo(torch.float32).eps
+BLOCK = 1 << 20
+"""Numbers of a weight that are made at once, where more than one step leads to them."""
 
 
 class Additive(Kind):
@@ -62,6 +64,21 @@ class Additive(Kind):
     def decompose(self, weight: Tensor) -> None:
         """Make it a DoRA that begins as the weight is: lengths of its rows are trained, too."""
         self.dora_scale = kept(_lengths(weight.detach().float(), of_rows=True))
+
+
+def by_rows(weight: Tensor, fill: Callable[[slice, Tensor], None]) -> Tensor:
+    """A new weight (O, I), made some rows at a time, for where nothing is differentiated.
+
+    Memory that is new to the process costs most of the time of making one: this way there is none beside the result.
+
+    Args:
+        fill: makes the rows of a slice, in their place.
+    """
+    out = torch.empty_like(weight)
+    rows = max(1, BLOCK // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
+    for start in range(0, len(weight), rows):
+        fill(slice(start, start + rows), out[start : start + rows])
+    return out
 
 
 def expected_alpha(tensors: Mapping[str, Tensor], shape: Shape) -> dict[str, Shape]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from safelight.errors import RequestError
 
@@ -58,13 +59,27 @@ class Kind(nn.Module):
         """
 
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
-        """What the changed layer, a linear one or a convolution, says of x: as training asks."""
+        """What the changed layer, a linear one or a convolution, says of x: as training asks.
+
+        For the gradient nothing of the weight's size is kept: it is computed again (Chen et al. 2016).
+        """
+        return forgetful(self._said, x, layer)
+
+    def _said(self, x: Tensor, layer: nn.Module) -> Tensor:
         return base(x, layer, *self.changed(layer.weight, layer.bias))  # type: ignore[arg-type]  # of any such layer
 
     @property
     def rank(self) -> int | None:
         """R, of kinds that have one."""
         return None
+
+
+def forgetful(function: Callable[[Tensor, nn.Module], Tensor], x: Tensor, layer: nn.Module) -> Tensor:
+    """What a function of x and a layer says; for its gradient, what it computes on the way is computed again."""
+    if not torch.is_grad_enabled():
+        return function(x, layer)
+    y: Tensor = checkpoint(function, x, layer, use_reentrant=False, preserve_rng_state=False)
+    return y
 
 
 def base(x: Tensor, layer: nn.Module, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -111,5 +111,5 @@ class LoRA(Additive):
         """As `Kind.forward`."""
         if self.dora_scale is not None:
             return super().forward(x, layer)
-        y: Tensor = layer(x)
-        return y + self.added(x, layer)
+        y: Tensor = type(layer).forward(layer, x)  # the layer's own, whoever stands in for it
+        return y + self.added(x, layer).to(y.dtype)

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safelight.adapters.kinds.additive import Additive, dora_of, expected_alpha
-from safelight.adapters.kinds.kind import Shape, kept, like, require_rank, size
+from safelight.adapters.kinds.additive import Additive, by_rows, dora_of, expected_alpha
+from safelight.adapters.kinds.kind import Shape, base, forgetful, kept, like, require_rank, size
 
 _TUCKER = "ijk, ip, jr -> prk"
 """Core (R, R, prod(k)), outputs (R, O), inputs (R, I)."""
@@ -97,8 +98,16 @@ class LoHa(Additive):
 
     def combined(self, weight: Tensor, strength: float) -> Tensor:
         """As `Additive.combined`, in one pass over the weight."""
-        one, other = self._halves(weight)
-        return torch.addcmul(weight, one, other, value=strength * self.scale)
+        scale = strength * self.scale
+        if torch.is_grad_enabled() or self.hada_t1 is not None:
+            return torch.addcmul(weight, *self._halves(weight), value=scale)
+        flat = weight.flatten(1)
+        a, b, c, d = (like(x, weight) for x in (self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b))
+
+        def fill(rows: slice, out: Tensor) -> None:
+            torch.addcmul(flat[rows], a[rows] @ b, c[rows] @ d, value=scale, out=out)
+
+        return by_rows(flat, fill).view(weight.shape)
 
 
 class LoKr(Additive):
@@ -186,21 +195,44 @@ class LoKr(Additive):
         low = self.lokr_w1_b if self.lokr_w2_b is None else self.lokr_w2_b
         return None if low is None else low.shape[0]
 
-    def difference(self, weight: Tensor) -> Tensor:
-        """As `Additive.difference`."""
+    def _pair(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha / R * first (o, i), and second (O / o, I / i, *k)."""
         if self.lokr_w1 is None:
             assert self.lokr_w1_a is not None and self.lokr_w1_b is not None
             first = like(self.lokr_w1_a, weight) @ like(self.lokr_w1_b, weight)
         else:
             first = like(self.lokr_w1, weight)
-        (o, i), kernel = first.shape, weight.shape[2:]
         if self.lokr_w2 is None:
             assert self.lokr_w2_a is not None and self.lokr_w2_b is not None
             second = _made(self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2, weight)
         else:
             second = like(self.lokr_w2, weight)
-        second = second.reshape(weight.shape[0] // o, weight.shape[1] // i, *kernel)
-        return torch.kron(self.scale * first.view(o, i, *(1 for _ in kernel)), second)
+        (o, i), (outputs, inputs, *kernel) = first.shape, weight.shape
+        return self.scale * first, second.reshape(outputs // o, inputs // i, *kernel)
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """As `Additive.difference`."""
+        first, second = self._pair(weight)
+        return torch.kron(first.view(*first.shape, *(1 for _ in weight.shape[2:])), second)
+
+    def added(self, x: Tensor, layer: nn.Module) -> Tensor:
+        """What is to be added to layer(x), by one factor after the other and without their product. Not of a DoRA."""
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        first, second = (factor.to(x.dtype) for factor in self._pair(weight))
+        i = first.shape[1]
+        if not isinstance(layer, nn.Conv2d):
+            y = F.linear(x.reshape(*x.shape[:-1], i, -1), second)  # (..., i, O / o)
+            return torch.einsum("oi, ...ip -> ...op", first, y).flatten(-2)
+        y = base(x.reshape(len(x) * i, -1, *x.shape[2:]), layer, second, None)  # (B i, O / o, h, w)
+        return torch.einsum("oi, bi... -> bo...", first, y.reshape(len(x), i, *y.shape[1:])).flatten(1, 2)
+
+    def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
+        """As `Kind.forward`."""
+        if self.dora_scale is not None:
+            return super().forward(x, layer)
+        y: Tensor = type(layer).forward(layer, x)  # the layer's own, whoever stands in for it
+        return y + forgetful(self.added, x, layer).to(y.dtype)
 
 
 def _made(a: Tensor, b: Tensor, core: Tensor | None, weight: Tensor) -> Tensor:

@@ -11,14 +11,18 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
+from pydantic import JsonValue
+
+from safelight.conditioning.prompts import tags
 from safelight.errors import RequestError
 from safelight.tasks.metadata.bounded import mapping, readable
 from safelight.tasks.metadata.containers import Embedded
 from safelight.tasks.metadata.infotext import KEYS, NEGATIVE, VERSION
 from safelight.tasks.metadata.labels import A1111, A1111_CHOOSES, A1111_OWN, AUTOMATIC, BY_TIMESTEPS
 from safelight.tasks.metadata.names import TEXT_CHUNK
-from safelight.tasks.metadata.recovered import SAFELIGHT, Findings, ModelHint, Recovered
+from safelight.tasks.metadata.recovered import SAFELIGHT, Findings, ModelHint, Recovered, shown
 
 TOOL = "AUTOMATIC1111"
 MAX_LENGTH = 2**20
@@ -37,6 +41,8 @@ _SILENT = frozenset(
 )
 """Keys that have been looked at, or that change no picture."""
 _INPAINTING = ("mask blur", "inpaint area", "masked content", "mask mode", "masked area padding")
+_MOST_WORN = 20
+"""Adapters of a sort that are named."""
 _ONLY_MASKED_PADDING = 32
 """Of A1111, which does not say it then."""
 
@@ -152,6 +158,7 @@ def _recovered(parsed: Parsed) -> Recovered:
         found.note("its lossless record is lost: this is from the text for other tools")
     found.set("prompt", _with_hypernetwork(parsed.prompt, settings))
     found.set("negative_prompt", parsed.negative if parsed.negative != "" else None)
+    _say_worn(found, parsed)
     _sampling(found, settings)
     size = _SIZE.fullmatch(settings.get("size", ""))
     if size is not None:
@@ -166,6 +173,32 @@ def _recovered(parsed: Parsed) -> Recovered:
         if label not in _SILENT | used:
             found.leave(label, value)
     return found.recovered()
+
+
+def _say_worn(found: Findings, parsed: Parsed) -> None:
+    """Name the adapters: a text has no more of them than names and hashes."""
+    tagged = [tag.unnamed[0] for tag in tags.take(parsed.prompt)[1] if tag.kind == "lora" and tag.unnamed]
+    loras = dict.fromkeys(tagged, "") | _hashes(parsed.settings, "lora")
+    for name, digits in islice(loras.items(), _MOST_WORN):
+        where = "the folder that it is in by --adapters" if name in tagged else "its file by --lora"
+        found.note(f"it was drawn with the LoRA {_named(name, digits)}: give {where}")
+    for name, digits in islice(_hashes(parsed.settings, "embed").items(), _MOST_WORN):
+        found.note(f"its word {_named(name, digits)} is of an embedding: give the file by --embedding")
+
+
+def _named(name: str, digits: str) -> str:
+    return f"{shown(name)} (hash {shown(digits)})" if digits != "" else shown(name)
+
+
+def _hashes(settings: Mapping[str, str], sort: str) -> dict[str, str]:
+    """name -> the first digits of its hash: of A1111's own key, and of the one that Civitai's extension writes."""
+    key = {"lora": "lora hashes", "embed": "ti hashes"}[sort]
+    pairs = (pair.rpartition(":") for pair in settings.get(key, "").split(",") if ":" in pair)
+    found = {name.strip(): digits.strip() for name, _, digits in pairs}
+    for name, digits in _all_hashes(settings).items():
+        if isinstance(name, str) and isinstance(digits, str) and name.startswith(f"{sort}:"):
+            found.setdefault(name.partition(":")[2], digits)
+    return found
 
 
 def _task(settings: Mapping[str, str]) -> str:
@@ -224,8 +257,13 @@ def _with_hypernetwork(prompt: str, settings: Mapping[str, str]) -> str:
 
 
 def _hash_of_hashes(settings: Mapping[str, str]) -> str | None:
-    try:
-        found = mapping(json.loads(settings.get("hashes", "{}"))).get("model")
-    except (ValueError, RecursionError):
-        return None
+    found = _all_hashes(settings).get("model")
     return found if isinstance(found, str) else None
+
+
+def _all_hashes(settings: Mapping[str, str]) -> Mapping[str, JsonValue]:
+    """What Civitai's extension writes: the sort of a file and its name, or "model" -> digits of its hash."""
+    try:
+        return mapping(json.loads(settings.get("hashes", "{}")))
+    except (ValueError, RecursionError):
+        return {}

@@ -30,6 +30,7 @@ _ON_THE_MODEL = {
     "PerturbedAttentionGuidance": ("pag", ("scale",)),
     "SelfAttentionGuidance": ("sag", ("scale",)),
     "FreeU": ("freeu", ("b1", "b2", "s1", "s2")),
+    "TomePatchModel": ("merge_tokens", ("ratio",)),
 }
 """Nodes that change what a model does by numbers: our field, their inputs."""
 _SAVES = ("Save", "Preview")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import JsonValue
 
@@ -93,14 +94,34 @@ EXTRAS = (
     Key("Sigma noise", "s_noise", _not(1.0)),
     Key("CFG Rescale", "guidance_rescale", _not(0.0), also=("cfg rescale φ", "cfg rescale phi", "rescale cfg")),
     Key("Emphasis", "emphasis", _emphasis_label, _emphasis),
+    Key("Token merging ratio", "merge_tokens", _not(0.0)),
 )
 """In the order in which they were thought of, as A1111 has it; then the refiner."""
 LAST = (Key("Refiner switch at", "switch", read=None),)
 KEYS = (*FIRST, *THEN, *EXTRAS, *LAST)
 
 
-def infotext(request: Request, model: ModelIdentity, refiner: ModelIdentity | None = None) -> str:
-    """The `parameters` text of one picture's resolved request."""
+@dataclass(frozen=True)
+class Worn:
+    """An adapter that a picture was drawn with, as other tools know it."""
+
+    sort: Literal["lora", "hypernetwork", "embedding"]
+    name: str
+    """What prompts call it."""
+    sha256: str | None
+    """Of a LoRA the hash of its tensors, of an embedding that of its file; None: it has none that says anything."""
+    tag: str | None = None
+    """What to write behind the prompt, where nothing in it asks for the adapter."""
+
+
+def infotext(
+    request: Request, model: ModelIdentity, refiner: ModelIdentity | None = None, worn: Sequence[Worn] = ()
+) -> str:
+    """The `parameters` text of one picture's resolved request.
+
+    Args:
+        worn: its adapters. Other tools know them by tags of the prompt, which are written behind it.
+    """
     size = None if request.width is None or request.height is None else f"{request.width}x{request.height}"
     pairs = [
         *(_said(key, request) for key in FIRST),
@@ -110,17 +131,32 @@ def infotext(request: Request, model: ModelIdentity, refiner: ModelIdentity | No
         *(_said(key, request) for key in THEN),
         ("RNG", "CPU"),
         *(_said(key, request) for key in EXTRAS),
+        ("Lora hashes", _hashes(one for one in worn if one.sort == "lora")),
+        ("TI hashes", _hashes(one for one in worn if one.sort == "embedding" and _mentioned(one.name, request))),
         ("Refiner", None if refiner is None else f"{refiner.name} [{_short_hash(refiner)}]"),
         *(_said(key, request) for key in LAST),
         ("Version", f"{VERSION}{__version__}"),
     ]
     lines = []
     if isinstance(request, Prompted):
-        lines.append(request.prompt)
+        lines.append(request.prompt + "".join(one.tag for one in worn if one.tag is not None))
         if request.negative_prompt != "":
             lines.append(f"{NEGATIVE} {request.negative_prompt}")
     lines.append(", ".join(f"{label}: {_quoted(value)}" for label, value in pairs if value is not None))
     return "\n".join(lines).strip()
+
+
+def _hashes(worn: Iterable[Worn]) -> str | None:
+    """`name: 0123456789ab, other: ...`"""
+    found = {one.name: one.sha256[:12] for one in worn if one.sha256 is not None and one.sha256 != _HASH_OF_NOTHING}
+    return ", ".join(f"{name}: {digits}" for name, digits in found.items()) if found else None
+
+
+def _mentioned(word: str, request: Request) -> bool:
+    """Whether a prompt has a word; A1111 says no other embeddings."""
+    said = (request.prompt, request.negative_prompt) if isinstance(request, Prompted) else ()
+    second = (request.prompt_2, request.negative_prompt_2) if isinstance(request, Prompted) else ()
+    return any(word.lower() in text.lower() for text in (*said, *second) if text is not None)
 
 
 def _short_hash(model: ModelIdentity) -> str | None:

@@ -24,6 +24,7 @@ from safelight.training.recipes.settings import (
     InversionLoop,
     InversionSettings,
     LoraSettings,
+    PreviewDecoderSettings,
     SceneConfig,
     TuningData,
     TuningLoop,
@@ -111,6 +112,18 @@ def diffusion(*, loop: LoopConfig, data: DataConfig, settings: DiffusionSettings
     train(recipe, loop)
 
 
+def preview_decoder(*, loop: LoopConfig, data: DataConfig, settings: PreviewDecoderSettings) -> None:
+    """A small decoder of a model's latents, for previews: about the same pictures in a small part of the time."""
+    from safelight.training.loop import train
+    from safelight.training.recipes.preview_decoder import PreviewDecoderRecipe
+
+    _begin(loop)
+    pictures = _pictures(data)
+    recipe = PreviewDecoderRecipe(settings, pictures, seed=loop.seed)
+    record("preview-decoder", loop, pictures.identity, {"data": data, "settings": settings})
+    train(recipe, loop)
+
+
 def judge(*, loop: LoopConfig, data: SceneConfig) -> None:
     """The classifier by which `safelight evaluate` measures models trained on scenes."""
     from safelight.training.loop import train
@@ -127,9 +140,11 @@ def judge(*, loop: LoopConfig, data: SceneConfig) -> None:
 def dreambooth(*, loop: TuningLoop, data: TuningData, settings: DreamBoothSettings) -> None:
     """A whole model taught one thing from a few pictures, and its class kept."""
     from safelight.training.loop import train
+    from safelight.training.recipes.arranging import arranged
     from safelight.training.recipes.dreambooth import DreamBooth
 
     _begin(loop)
+    loop, data = arranged(loop, data)
     recipe = DreamBooth(settings, data, loop)
     record("dreambooth", loop, recipe.pictures.identity, {"data": data, "settings": settings})
     train(recipe, loop)
@@ -138,9 +153,11 @@ def dreambooth(*, loop: TuningLoop, data: TuningData, settings: DreamBoothSettin
 def lora(*, loop: TuningLoop, data: TuningData, settings: LoraSettings) -> None:
     """A small change of a model, in a file of its own: LoRA, LoCon, LoHa, LoKr, DoRA."""
     from safelight.training.loop import train
+    from safelight.training.recipes.arranging import arranged
     from safelight.training.recipes.lora import LoraRecipe
 
     _begin(loop)
+    loop, data = arranged(loop, data)
     recipe = LoraRecipe(settings, data, loop)
     record("lora", loop, recipe.pictures.identity, {"data": data, "settings": settings})
     train(recipe, loop)
@@ -149,9 +166,11 @@ def lora(*, loop: TuningLoop, data: TuningData, settings: LoraSettings) -> None:
 def textual_inversion(*, loop: InversionLoop, data: TuningData, settings: InversionSettings) -> None:
     """A new word for a model, in a file of its own: nothing of the model is changed."""
     from safelight.training.loop import train
+    from safelight.training.recipes.arranging import arranged
     from safelight.training.recipes.textual_inversion import TextualInversion
 
     _begin(loop)
+    loop, data = arranged(loop, data)
     recipe = TextualInversion(settings, data, loop)
     record("textual-inversion", loop, recipe.pictures.identity, {"data": data, "settings": settings})
     train(recipe, loop)
@@ -160,9 +179,11 @@ def textual_inversion(*, loop: InversionLoop, data: TuningData, settings: Invers
 def hypernetwork(*, loop: TuningLoop, data: TuningData, settings: HypernetworkSettings) -> None:
     """Small networks that bend what a model attends to, in a file of their own."""
     from safelight.training.loop import train
+    from safelight.training.recipes.arranging import arranged
     from safelight.training.recipes.hypernetwork import HypernetworkRecipe
 
     _begin(loop)
+    loop, data = arranged(loop, data)
     recipe = HypernetworkRecipe(settings, data, loop)
     record("hypernetwork", loop, recipe.pictures.identity, {"data": data, "settings": settings})
     train(recipe, loop)
@@ -173,7 +194,14 @@ def record(
     loop: LoopConfig,
     pictures: str,
     told: Mapping[
-        str, SceneConfig | ClipSettings | AutoencoderSettings | DiffusionSettings | TuningData | TuningSettings
+        str,
+        SceneConfig
+        | ClipSettings
+        | AutoencoderSettings
+        | PreviewDecoderSettings
+        | DiffusionSettings
+        | TuningData
+        | TuningSettings,
     ],
 ) -> None:
     """Write what a run is told into its folder as it starts, so that what is said of its model can be proved.

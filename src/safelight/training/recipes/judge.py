@@ -21,6 +21,7 @@ from safelight.training.data import batch_indices
 from safelight.training.loop import Turn
 from safelight.training.pictures import pixels
 from safelight.training.scenes import GROUNDS, LAYOUTS, NAMES, Scenes, labels, render
+from safelight.training.scenes.glyphs import INDEX
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ class JudgeRecipe:
     def batch(self, index: int, size: int) -> JudgeBatch:
         scenes = [self.scenes.scene(i) for i in batch_indices(index, size, len(self.scenes), self.seed)]
         facts = [labels(scene.facts) for scene in scenes]
-        objects = torch.zeros(size, len(NAMES))
+        objects = torch.zeros(size, self.judge.config.objects)
         spots = []
         cells = self.scenes.size // self.judge.config.factor
         for row, (scene, fact) in enumerate(zip(scenes, facts, strict=True)):
             objects[row, list(fact.objects)] = 1
             for name, place in zip(scene.facts.objects, scene.placements, strict=True):
-                spots.append((row, NAMES.index(name), int(place.y / 64 * cells), int(place.x / 64 * cells)))
+                spots.append((row, INDEX[name], int(place.y / 64 * cells), int(place.x / 64 * cells)))
         return JudgeBatch(
             pixels([torch.from_numpy(np.array(render(scene))).permute(2, 0, 1) for scene in scenes]),
             objects,

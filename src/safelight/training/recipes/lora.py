@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from safelight.adapters.card import About, Card
 from safelight.adapters.kinds import Additive, Kind, LoHa, LoKr, LoRA
@@ -90,7 +90,7 @@ class LoraRecipe(Tuning):
                 for name, kind in kinds.items():
                     layer = networks[part].get_submodule(name.replace(SLASH, "."))
                     assert isinstance(kind, Kind)
-                    layer.forward = partial(_changed, kind, layer)
+                    layer.forward = partial(kind, layer=layer)
                     attached.append(layer)
             yield self.foundation.tokenizers
         finally:
@@ -117,15 +117,6 @@ def adapter_kinds(adapters: nn.ModuleDict) -> dict[str, dict[str, Kind]]:
         assert isinstance(kinds, nn.ModuleDict)
         found[part] = {name.replace(SLASH, "."): kind for name, kind in kinds.items() if isinstance(kind, Kind)}
     return found
-
-
-def _changed(kind: Kind, layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer says of x with its change: the cheap way, beside the layer, where there is one."""
-    if isinstance(kind, LoRA) and kind.dora_scale is None:
-        y: Tensor = type(layer).forward(layer, x)
-        return y + kind.added(x, layer).to(y.dtype)
-    changed: Tensor = kind(x, layer)
-    return changed
 
 
 def _fresh(settings: LoraSettings, foundation: Foundation, generator: torch.Generator) -> nn.ModuleDict:
@@ -165,9 +156,10 @@ def _kind(
     shape: tuple[int, ...],
     generator: torch.Generator,
 ) -> Kind:
-    rank, alpha = settings.rank, settings.alpha
+    rank, alpha, mend = settings.rank, settings.alpha, "--rank"
     if max(shape[2:], default=1) > 1:
-        rank = rank if settings.convolution_rank is None else settings.convolution_rank
+        if settings.convolution_rank is not None:
+            rank, mend = settings.convolution_rank, "--convolution-rank"
         alpha = alpha if settings.convolution_alpha is None else settings.convolution_alpha
     alpha = float(rank) if alpha is None else alpha
     made: Additive
@@ -180,7 +172,7 @@ def _kind(
             case _:
                 made = LoRA.fresh(shape, rank, alpha, generator)
     except RequestError as error:
-        raise TrainingError(f"{part}'s layer {name}: {error}; give a smaller --rank") from error
+        raise TrainingError(f"{part}'s layer {name}: {error}; give a smaller {mend}") from error
     if settings.kind == "dora":
         made.decompose(network.get_submodule(name).weight)  # type: ignore[arg-type]  # every layer with a shape has one
     return made.requires_grad_(True)
@@ -206,6 +198,9 @@ def _about(name: str, settings: LoraSettings, data: TuningData, loop: LoopConfig
         "ss_min_snr_gamma": settings.snr_gamma if settings.weighting == "min_snr" else None,
         "ss_noise_offset": settings.noise_offset if settings.noise_offset > 0 else None,
         "ss_caption_dropout_rate": settings.caption_dropout,
+        "ss_shuffle_caption": data.shuffle_tags,
+        "ss_keep_tokens": data.keep_tags,
+        "ss_caption_tag_dropout_rate": data.tag_dropout,
         "ss_enable_bucket": not data.square,
         "ss_bucket_no_upscale": data.no_enlarge,
         "ss_seed": loop.seed,

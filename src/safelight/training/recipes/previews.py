@@ -29,11 +29,9 @@ class Previews:
     folder: Path
     seed: int = 0
 
-    def due(self, images_seen: int, batch: int) -> bool:
-        """Whether some are to be drawn before this batch."""
-        if not self.prompts or images_seen == 0:
-            return False
-        return (images_seen - batch) // self.every < images_seen // self.every
+    def due(self, images_seen: int, step_images: int) -> bool:
+        """Whether some are to be drawn behind steps of so many images each."""
+        return bool(self.prompts) and (images_seen - step_images) // self.every < images_seen // self.every
 
     def draw(
         self, images_seen: int, preset: Preset, networks: Mapping[str, nn.Module], tokenizers: Mapping[str, Tokenizing]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from safelight.checkpoints.writing import atomic
-from safelight.errors import OutputError
+from safelight.checkpoints.writing import atomic, write_text
+from safelight.errors import OutputError, TrainingError
 from safelight.tasks.loading import load
+from safelight.tasks.prompts.words import read_prompts
 from safelight.tasks.requests import TextToImage
 from safelight.training.config import LoopConfig
-from safelight.training.folders import Entry, find_pictures, read_entries
+from safelight.training.folders import CAPTIONS, Entry, find_pictures, read_entries
 from safelight.training.latents import wait_for
 from safelight.training.recipes.settings import PriorSettings
 
@@ -28,14 +29,27 @@ def with_class(settings: PriorSettings, entries: Sequence[Entry], loop: LoopConf
     Raises:
         DataError: a picture of the class is damaged, or has no caption.
         OutputError: one could not be written.
+        RequestError: the file of prompts cannot be read.
+        TrainingError: the pictures of the class are named in two ways.
     """
-    if settings.class_prompt is not None:
-        return [entries, class_pictures(settings, settings.class_prompt, loop)]
+    learned, brought = [[e for e in entries if e.prior is prior] for prior in (False, True)]
+    if brought:
+        if settings.class_prompt is not None or settings.class_prompts is not None or settings.class_data is not None:
+            raise TrainingError("the data say which pictures are of the class (is_reg): leave out --class-...")
+        if not learned:
+            raise TrainingError("all of the data are of the class (is_reg), and nothing is to be learned: add a subset")
+        return [learned, brought]
+    prompts = [] if settings.class_prompt is None else [settings.class_prompt]
+    if settings.class_prompts is not None:
+        prompts = read_prompts(settings.class_prompts)
+    if prompts:
+        return [entries, class_pictures(settings, prompts, loop)]
     return [entries] if settings.class_data is None else [entries, read_entries(settings.class_data)]
 
 
-def class_pictures(settings: PriorSettings, prompt: str, loop: LoopConfig) -> list[Entry]:
-    """Pictures of the class, those that are missing drawn by the model as it is. Each depends on its number alone.
+def class_pictures(settings: PriorSettings, prompts: Sequence[str], loop: LoopConfig) -> list[Entry]:
+    """Pictures of the class, those that are missing drawn by the model as it is. Each depends on its number alone, and
+    has its prompt beside it as a caption.
 
     Raises:
         DataError: one that is there is damaged.
@@ -47,23 +61,28 @@ def class_pictures(settings: PriorSettings, prompt: str, loop: LoopConfig) -> li
     except OSError as error:
         raise OutputError(f"{folder} cannot be made ({error.strerror}): choose another --class-data") from error
     brought = sum(not path.name.startswith(DRAWN) for path in find_pictures(folder))
-    wanted = [folder / f"{DRAWN}{k:05}.png" for k in range(settings.class_images - brought)]
-    _draw(settings.model, prompt, wanted, loop)
-    wait_for(wanted)
-    return read_entries(folder, prompt)
+    wanted = {folder / f"{DRAWN}{k:05}.png": prompts[k % len(prompts)] for k in range(settings.class_images - brought)}
+    _draw(settings, wanted, loop)
+    wait_for(list(wanted))
+    return read_entries(folder, prompts[0])
 
 
-def _draw(model: str, prompt: str, wanted: Sequence[Path], loop: LoopConfig) -> None:
+def _draw(settings: PriorSettings, wanted: Mapping[Path, str], loop: LoopConfig) -> None:
     """Draw what of the wanted pictures is not there; of several processes, each its share."""
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    starts = range(rank * TOGETHER, len(wanted), processes * TOGETHER)
-    due = [start for start in starts if not all(path.exists() for path in wanted[start : start + TOGETHER])]
-    drawing = load(model, "cpu" if loop.device == "cpu" else None) if due else None
-    for start in tqdm(due, desc=f"drawing {prompt}", unit=f" x {TOGETHER}", disable=None):
+    paths = list(wanted)
+    starts = range(rank * TOGETHER, len(paths), processes * TOGETHER)
+    due = [start for start in starts if not all(path.exists() for path in paths[start : start + TOGETHER])]
+    drawing = load(settings.model, "cpu" if loop.device == "cpu" else None) if due else None
+    for start in tqdm(due, desc="drawing the class", unit=f" x {TOGETHER}", disable=None):
         assert drawing is not None
-        some = wanted[start : start + TOGETHER]
-        pictures = drawing.draw(TextToImage(prompt=prompt, seed=loop.seed + start, batch=len(some)))
-        for path, picture in zip(some, pictures, strict=True):
+        some = paths[start : start + TOGETHER]
+        prompts = [wanted[path] for path in some]
+        request = TextToImage(
+            prompt=prompts[0], seed=loop.seed + start, batch=len(some), guidance=settings.class_guidance
+        )
+        for path, picture in zip(some, drawing.draw(request, prompts=prompts), strict=True):
             if not path.exists():
+                write_text(path.with_suffix(CAPTIONS[0]), wanted[path] + "\n")
                 with atomic(path) as temporary:
                     picture.save(temporary, "PNG")

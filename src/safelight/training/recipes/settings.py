@@ -94,6 +94,29 @@ class AutoencoderSettings:
 
 
 @dataclass(frozen=True)
+class PreviewDecoderSettings:
+    """Training of a small decoder for previews, by the decoder of a model."""
+
+    model: str = "tiny"
+    """Whose latents to decode: a shipped model, a folder, a file or a hub id."""
+    width: int = 16
+    """Channels of all layers. TAESD has 64."""
+    blocks: tuple[int, ...] = (2,)
+    """Residual blocks at each resolution, from the latent's, each twice as fine; the last layer then makes of each
+    position as many pixels as are missing. TAESD has 3 3 3 1: sharper, and many times as slow."""
+    absolute_weight: float = 0.1
+    """Weight of the absolute difference beside the squared one."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise TrainingError(f"--width is {self.width}: give at least 1")
+        if not self.blocks or min(self.blocks) < 0:
+            raise TrainingError(f"--blocks is {self.blocks}: give 0 or more at each resolution")
+        if not self.absolute_weight >= 0:
+            raise TrainingError(f"--absolute-weight is {self.absolute_weight}: give a number that is 0 or more")
+
+
+@dataclass(frozen=True)
 class DiffusionSettings:
     """Training of the UNet in latent space (Ho et al. 2020; Rombach et al. 2022, eq. 3)."""
 
@@ -146,7 +169,8 @@ class TuningData:
 
     data: Path
     """A folder of pictures: with captions beside them (.txt or .caption), in folders named `10_jojo cat` (repeats and
-    caption), or with metadata.jsonl or metadata.csv; or a .json file of captions and tags among its pictures."""
+    caption), or with metadata.jsonl or metadata.csv; a .json file of captions and tags among its pictures; or the
+    .toml file of a data set that kohya's tools are told of."""
     caption: str | None = None
     """Of pictures that have none."""
     size: int | None = None
@@ -163,6 +187,20 @@ class TuningData:
     """Leave pictures that are smaller as small as they are."""
     flip: bool = False
     """Mirror every other picture by chance: not for what has a left and a right."""
+    shuffle_tags: bool = False
+    """Tell the tags of a caption, which commas part, in another order each time."""
+    keep_tags: int = 0
+    """So many of the first tags stay where they are, and are never left out."""
+    tag_dropout: float = 0.0
+    """Chance of each other tag to be left out."""
+
+    def __post_init__(self) -> None:
+        if self.keep_tags < 0:
+            raise TrainingError(f"--keep-tags is {self.keep_tags}: give 0 or more")
+        if not 0 <= self.tag_dropout <= 1:
+            raise TrainingError(f"--tag-dropout is {self.tag_dropout}: give a share between 0 and 1")
+        if self.keep_tags > 0 and not self.shuffle_tags and self.tag_dropout == 0:
+            raise TrainingError("--keep-tags keeps tags from --shuffle-tags and --tag-dropout: give one of them, too")
 
 
 @dataclass(frozen=True)
@@ -204,17 +242,27 @@ class PriorSettings(TuningSettings):
 
     class_prompt: str | None = None
     """What the thing is one of ("a cat"): the model's own pictures of that are trained on, too, so that it keeps what
-    it knew. Without it, or --class-data, nothing does that."""
+    it knew. Without one of --class-prompt, --class-prompts and --class-data, nothing does that."""
+    class_prompts: Path | None = None
+    """A file of such prompts instead, one a line, drawn in turn: the more kinds of things, grounds and places it names,
+    the more is kept."""
     class_data: Path | None = None
-    """Where pictures of the class are, with captions as in --data; of --class-prompt, those missing are drawn. Default:
-    `class` in the output folder."""
+    """Where pictures of the class are, with captions as in --data; of --class-prompt or --class-prompts, those missing
+    are drawn there. Default: `class` in the output folder."""
     class_images: int = 100
-    """How many pictures of --class-prompt there are to be."""
+    """How many pictures of the class there are to be, where prompts are given."""
+    class_guidance: float = 1.0
+    """How strongly those are drawn to their prompts. 1, none, is how a model learned them: pictures drawn with more
+    teach it to draw so by itself, and guidance then comes on top."""
     prior_weight: float = 1.0
     """How much pictures of the class count beside the others, as many of which are seen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.class_prompt is not None and self.class_prompts is not None:
+            raise TrainingError("--class-prompt and --class-prompts are two ways to say one thing: give one of them")
+        if not math.isfinite(self.class_guidance):
+            raise TrainingError(f"--class-guidance is {self.class_guidance}: give a number, like 1")
         if self.class_images < 1:
             raise TrainingError(f"--class-images is {self.class_images}: give at least 1")
         if not self.prior_weight >= 0:

@@ -31,6 +31,7 @@ from safelight.training.recipe import Turn
 from safelight.training.recipes.foundation import Foundation, save_memory
 from safelight.training.recipes.previews import Previews
 from safelight.training.recipes.settings import PriorSettings, TuningData, TuningSettings
+from safelight.training.tags import Tags
 
 TUNED = "tuned"
 """The one part: what is trained together is trained by one loss."""
@@ -77,11 +78,14 @@ class Tuning(ABC):
         autoencoder = foundation.autoencoder()
         if loop.device != "cpu" and torch.cuda.is_available():
             autoencoder.cuda(int(os.environ.get("LOCAL_RANK", "0")))
-        self._flip = data.flip
-        self._latents = Latents(self.pictures, autoencoder, loop.output, mirrored=data.flip)
+        entries = self.pictures.entries
+        self._flips = [data.flip or entry.flip for entry in entries]
+        tags = Tags(data.shuffle_tags, data.keep_tags, data.tag_dropout)
+        self._tags = [tags if entry.tags is None else entry.tags for entry in entries]
+        self._latents = Latents(self.pictures, autoencoder, loop.output, mirrored=any(self._flips))
         self._rows = self.pictures.rows(loop.seed)
         self.previews = Previews(settings.preview, settings.preview_every, loop.output, loop.seed)
-        _say_cut([entry for group in groups for entry in group], foundation)
+        _say_cut(entries, foundation)
         if settings.gradient_checkpointing:
             save_memory(foundation.unet, *foundation.towers.values())
 
@@ -121,8 +125,8 @@ class Tuning(ABC):
 
     def batch(self, index: int, size: int) -> TuningBatch:
         chosen = self._rows(index, size)
-        turned = flips(index, size, self.seed).tolist() if self._flip else [False] * size
-        moments = torch.stack([self._latents(i, m) for i, m in zip(chosen, turned, strict=True)])
+        turned = flips(index, size, self.seed).tolist() if any(self._flips) else [False] * size
+        moments = torch.stack([self._latents(i, m and self._flips[i]) for i, m in zip(chosen, turned, strict=True)])
         mean, std = moments.chunk(2, dim=1)
         entries, places = self.pictures.entries, self.pictures.places
         numbers = [
@@ -130,14 +134,14 @@ class Tuning(ABC):
             for i in chosen
         ]
         weights = [self.weight_of(self.pictures.groups[i]) for i in chosen]
-        captions = tuple(entries[i].caption for i in chosen)
+        captions = tuple(
+            self._tags[i].said(entries[i].caption, self.seed, index * size + k) for k, i in enumerate(chosen)
+        )
         return TuningBatch(mean, std, torch.tensor(numbers), torch.tensor(weights), captions)
 
     def turns(self, batch: TuningBatch, generator: torch.Generator, images_seen: int) -> Iterator[Turn]:
         settings, device = self.settings, next(self.trained.parameters()).device
         self.foundation.to(device)
-        if self.previews.due(images_seen, len(batch.captions)) and os.environ.get("RANK", "0") == "0":
-            self._preview(images_seen)
         count, shape = len(batch.captions), batch.mean.shape
         dropped = torch.rand(count, generator=generator) < settings.caption_dropout
         captions = ["" if d else c for c, d in zip(batch.captions, dropped.tolist(), strict=True)]
@@ -159,7 +163,10 @@ class Tuning(ABC):
             # Here and not outside: with gradient checkpointing, the backward pass computes blocks again.
             yield Turn(TUNED, loss, {"loss": loss.detach()})
 
-    def _preview(self, images_seen: int) -> None:
+    def show(self, images_seen: int, step_images: int) -> None:
+        """As `Shown.show`: the previews that are due."""
+        if not self.previews.due(images_seen, step_images):
+            return
         foundation = self.foundation
         device = next(self.trained.parameters()).device
         networks: dict[str, nn.Module] = {UNET: foundation.unet, **foundation.towers}
