@@ -27,6 +27,7 @@ from jojo.methods import METHODS, PICTURES, Cost, draw_class, train
 from measuring import print_machine
 from safelight.checkpoints.components import read_judge
 from safelight.evaluation.prompts import Prompt
+from safelight.evaluation.tiny import judge_folder
 from safelight.models.judge import Judge
 from safelight.tasks.lettering import INK, PAPER, font
 from safelight.tasks.model import Model
@@ -90,11 +91,11 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
     return page.quantize(160, dither=Image.Dither.NONE)
 
 
-def answers(folder: Path, name: str, model: Model, judge: Judge, wearing: Wearing, scale: int) -> Numbers:
+def answers(folder: Path, name: str, model: Model, judges: tuple[Judge, Judge], worn: Wearing, scale: int) -> Numbers:
     """Measured, unless that was done."""
     kept = folder / f"{name} {scale}.json"
     if not kept.is_file():
-        kept.write_text(json.dumps(asdict(measure(model, judge, wearing, scale))))
+        kept.write_text(json.dumps(asdict(measure(model, *judges, worn, scale))))
     return Numbers(**json.loads(kept.read_text()))
 
 
@@ -121,6 +122,7 @@ def main() -> None:
     if not (folder / "judge" / "judge.json").is_file():
         train_judge(folder / "judge")
     judge = read_judge(folder / "judge").eval()
+    judges = judge, read_judge(judge_folder(None)).eval()
     names = (NEW, CLASS, *DYED)
     print("judge, right on new scenes: " + ", ".join(f"{name} {100 * trust(judge, name):.1f} %" for name in names))
     drawn = draw_class(folder)
@@ -130,7 +132,7 @@ def main() -> None:
     for key in ("before", *chosen.methods):
         if key == "before":
             if not chosen.train_only:
-                numbers = answers(folder, key, tiny, judge, Wearing(), chosen.prompts)
+                numbers = answers(folder, key, tiny, judges, Wearing(), chosen.prompts)
                 rows.append(Row("before", None, None, numbers, shown(tiny, Wearing())))
             continue
         method = METHODS[key]
@@ -141,7 +143,7 @@ def main() -> None:
                 whole = method.gives == "model"
                 model = safelight.load(str(folder / name), "cpu") if whole else tiny
                 wearing = method.wearing(folder / name)
-                numbers = answers(folder, name, model, judge, wearing, chosen.prompts)
+                numbers = answers(folder, name, model, judges, wearing, chosen.prompts)
                 rows.append(Row(method.title, prior, cost, numbers, shown(model, wearing)))
     if rows:
         print(table(rows))

@@ -42,11 +42,12 @@ class Numbers:
     place: float
     """Of those at an untaught place, how many are there."""
     kept: float
-    """Of pictures of "a cat", how many are one."""
+    """Of pictures of "a cat", how many are one, by the shipped judge, and no jojo cat by the other."""
     turned: float
     """Of these, how many are a jojo cat."""
     others: float
-    """Of pictures of the other 71 objects on grounds where the model never saw them, how many are that."""
+    """Of pictures of the other 71 objects on grounds where the model never saw them, how many are that, by the shipped
+    judge."""
 
 
 def about(name: str, count: int, seed: int = 0) -> list[Prompt]:
@@ -89,17 +90,23 @@ def draw(model: Model, prompts: Sequence[Prompt], wearing: Wearing, seed: int) -
     return images
 
 
-def measure(model: Model, judge: Judge, wearing: Wearing, scale: int) -> Numbers:
-    """Draw and judge: `scale` prompts of the new thing, as many of its class, and half as many of others."""
+def measure(model: Model, judge: Judge, shipped: Judge, wearing: Wearing, scale: int) -> Numbers:
+    """Draw and judge: `scale` prompts of the new thing, as many of its class, and half as many of others.
+
+    Args:
+        judge: knows the new thing, and says where that is.
+        shipped: says what is an object that was known before, as it does for the model's own numbers.
+    """
     asked = about(NEW, scale), about(CLASS, scale), of_others(scale // 2)
-    answers = [
-        judged(judge, draw(model, prompts, wearing, seed), [p.facts for p in prompts])
-        for prompts, seed in zip(asked, (10_000, 20_000, 30_000), strict=True)
+    facts_of = [[prompt.facts for prompt in prompts] for prompts in asked]
+    drawn = [draw(model, prompts, wearing, 10_000 * (1 + i)) for i, prompts in enumerate(asked)]
+    new = list(zip(facts_of[0], judged(judge, drawn[0], facts_of[0]), strict=True))
+    turned = [seen.name == NEW for seen in judged(judge, drawn[1], facts_of[1])]
+    cats = [seen.name == CLASS for seen in judged(shipped, drawn[1], facts_of[1])]
+    others = [
+        seen.name == facts.objects[0]
+        for facts, seen in zip(facts_of[2], judged(shipped, drawn[2], facts_of[2]), strict=True)
     ]
-    new, kept, others = (
-        [(prompt.facts, seen) for prompt, seen in zip(prompts, seen_, strict=True)]
-        for prompts, seen_ in zip(asked, answers, strict=True)
-    )
     grounds = [(f, s) for f, s in new if f.ground not in TAUGHT_GROUNDS]
     places = [(f, s) for f, s in new if f.place not in (*TAUGHT_PLACES, "middle")]
     both = [(f, s) for f, s in grounds if f.place not in (*TAUGHT_PLACES, "middle")]
@@ -108,9 +115,9 @@ def measure(model: Model, judge: Judge, wearing: Wearing, scale: int) -> Numbers
         untaught=_share(s.name == NEW for _, s in both),
         ground=_share(s.ground for _, s in grounds),
         place=_share(s.position for _, s in places),
-        kept=_share(s.name == CLASS for _, s in kept),
-        turned=_share(s.name == NEW for _, s in kept),
-        others=_share(s.name == f.objects[0] for f, s in others),
+        kept=_share(cat and not lost for cat, lost in zip(cats, turned, strict=True)),
+        turned=_share(turned),
+        others=_share(others),
     )
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from safelight.errors import OutputError, TrainingError
+from safelight.tasks.machine import keep_memory
 from safelight.training.batches import batches, on_device, pinned
 from safelight.training.config import LoopConfig
 from safelight.training.parts import AVERAGE, MEND, OPTIMIZER, WEIGHTS, Part
@@ -78,6 +79,8 @@ class _Run(Generic[B]):
     def __init__(self, recipe: Recipe[B], config: LoopConfig, accelerator: Accelerator, store: Store) -> None:
         self.recipe, self.config, self.accelerator, self.store = recipe, config, accelerator, store
         self.device: torch.device = accelerator.device
+        if self.device.type == "cpu":
+            keep_memory()  # of one step for the next
         self.rank: int = accelerator.process_index
         self.processes: int = accelerator.num_processes
         self.parts = {
