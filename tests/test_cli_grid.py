@@ -210,7 +210,7 @@ def test_a_grid_that_is_interrupted_leaves_whole_files_and_goes_on(folder: str) 
         "--x",
         "seed=1..12",
         "--steps",
-        "40",
+        "200",  # long enough for the signal to come in between, on a busy machine too
         "--model",
         folder,
         *SMALL[4:],

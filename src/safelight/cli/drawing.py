@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from safelight.tasks.metadata import Taken
-    from safelight.tasks.model import Model
+    from safelight.tasks.model import Model, Step
 
 DEFAULT_MODEL = "tiny"
 
@@ -57,10 +57,10 @@ class Drawing:
     prompts: Path | None = None
     """A file of prompts, one a line, to be drawn one after the other; lines that begin with # are none."""
     save_steps: Path | None = None
-    """Folder for about what every step looks like: step-001.png, ...; in a batch step-001-0.png, ..."""
+    """Folder for what the model believes at every step: step-001.png, ...; in a batch step-001-0.png, ..."""
     preview_decoder: Path | None = None
-    """What --save-steps draws by: a TAESD decoder for the model's latents, or a folder from `train preview-decoder`.
-    Default: the shipped one, for tiny; else the latents' colours alone."""
+    """What --save-steps draws by, in less time: a TAESD decoder for the model's latents, or a folder from
+    `train preview-decoder`. Default: the model's own decoder, exactly."""
     from_: Annotated[Path | None, Parameter(name="--from")] = None
     """A picture by Safelight to make again, or one by AUTOMATIC1111, ComfyUI, InvokeAI or NovelAI as far as it says
     how; options given beside it override what it recorded."""
@@ -90,7 +90,7 @@ def _draw(task: str, drawing: Drawing, reading: Reading, given: dict[str, object
             drawing.save_steps.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make {str(drawing.save_steps)!r} ({error.strerror}): name a folder") from error
-    images = _drawn(model, requests, drawing.save_steps)
+    images = _drawn(model, requests, drawing)
     from safelight.tasks.pictures import save_numbered, save_under_next_number
 
     if drawing.output is None:
@@ -130,13 +130,18 @@ def _requests(task: str, drawing: Drawing, given: dict[str, object]) -> tuple[Ta
     return taken, [taken.request.changed(**words) if words else taken.request for words in told]
 
 
-def _drawn(model: Model, requests: Sequence[Request], save_steps: Path | None) -> list[Image.Image]:
+def believed(model: Model, step: Step, drawing: Drawing) -> list[Image.Image]:
+    """What the model believes at a step: exactly, unless there is a decoder for previews."""
+    return model.decode(step.denoised) if drawing.preview_decoder is None else model.preview(step)
+
+
+def _drawn(model: Model, requests: Sequence[Request], drawing: Drawing) -> list[Image.Image]:
     """The pictures of all requests, with one bar for all their steps."""
     from tqdm import tqdm
 
-    from safelight.tasks.model import Step
     from safelight.tasks.pictures import save_numbered
 
+    save_steps = drawing.save_steps
     counts = [model.count_steps(request) for request in requests]
     total = None if None in counts else sum(count for count in counts if count is not None)
     images: list[Image.Image] = []
@@ -146,7 +151,7 @@ def _drawn(model: Model, requests: Sequence[Request], save_steps: Path | None) -
             bar.update()
             if save_steps is not None:
                 place = f"{len(images):03d}-" if len(requests) > 1 else ""
-                save_numbered(model.preview(step), save_steps / f"{place}step-{step.index + 1:03d}.png")
+                save_numbered(believed(model, step, drawing), save_steps / f"{place}step-{step.index + 1:03d}.png")
 
         for request in requests:
             images += model.draw(request, watch)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from cyclopts import App, Group, Parameter
 
-from safelight.cli.drawing import Drawing, check_output, load_model
+from safelight.cli.drawing import Drawing, believed, check_output, load_model
 from safelight.cli.options import FLAT, ReadingOptions, option, signed
 from safelight.errors import OutputError, RequestError
 from safelight.tasks.request import Request, asked, flag, positional
@@ -112,7 +112,7 @@ def _grid(axes: Axes, drawing: GridDrawing, reading: Reading, given: dict[str, o
                     tqdm.write(note, file=sys.stderr)
                 noted.add(note)
             if drawing.save_steps is not None:
-                _save_step(progress, drawing.save_steps)
+                _save_step(progress, drawing.save_steps, drawing)
 
         look = Look(axes.cell_size, axes.font)
         grid = draw_grid(_models(drawing, reading, taken), plan.base, plan.axes, output, look=look, watch=watch)
@@ -201,7 +201,7 @@ def _notes(progress: Progress) -> list[str]:
     return [f"note: the last {count} tokens of the {name} are not read" for name, count in unread.items()]
 
 
-def _save_step(progress: Progress, folder: Path) -> None:
+def _save_step(progress: Progress, folder: Path, drawing: GridDrawing) -> None:
     """The picture of a step, in the folder of its cell."""
     from safelight.tasks.pictures import save_numbered
 
@@ -210,7 +210,8 @@ def _save_step(progress: Progress, folder: Path) -> None:
         cell.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {str(cell)!r} ({error.strerror}): name a folder") from error
-    save_numbered(progress.model.preview(progress.step), cell / f"step-{progress.step.index + 1:03d}.png")
+    images = believed(progress.model, progress.step, drawing)
+    save_numbered(images, cell / f"step-{progress.step.index + 1:03d}.png")
 
 
 def _result(grid: Grid, plan: Plan, seconds: float) -> dict[str, object]:

@@ -174,7 +174,7 @@ class ShortcutFields(BaseModel):
         _SHORTCUT,
         Field(
             description="Ask the deep part of the network once in so many steps, like 3, and reuse its answer between: "
-            "twice as fast or more, at the price of a somewhat other picture (DeepCache, Ma et al. 2024).",
+            "faster, at the price of a somewhat other picture (DeepCache, Ma et al. 2024).",
             ge=1,
             le=1000,
         ),
