@@ -174,22 +174,6 @@ def test_the_work_grows_with_the_length_and_nothing_else(name: str) -> None:
     assert many <= 80 * 4096, "work per character"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ADVERSARIES)
-def test_8_kib_are_read_in_50_milliseconds(name: str) -> None:
-    text = ADVERSARIES[name](8192)
-
-    def seconds() -> float:
-        begun = time.process_time()
-        prompt = read(text)
-        emphasis.read(text)
-        found = time.process_time() - begun
-        assert isinstance(prompt, Prompt)
-        return found
-
-    assert min(seconds() for _ in range(5)) < 0.05
-
-
 def test_a_long_prompt_at_many_steps() -> None:
     text = "[a|b]" * 1600
     found = schedule(read_edits(text), Steps(50))
