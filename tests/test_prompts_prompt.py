@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -12,7 +11,7 @@ from prompt_cases import ADVERSARIES, lines_run, prompts
 from safelight.conditioning.prompts import emphasis
 from safelight.conditioning.prompts.edits import Steps, schedule
 from safelight.conditioning.prompts.edits import read as read_edits
-from safelight.conditioning.prompts.prompt import MAX_PARTS, Phase, Prompt, Saying, phases, read, without_comments
+from safelight.conditioning.prompts.prompt import MAX_PARTS, Phase, Saying, phases, read, without_comments
 from safelight.conditioning.prompts.tags import Hypernetwork, Lora, Tag, hypernetwork, lora, take
 from safelight.errors import RequestError
 
