@@ -41,8 +41,9 @@ FINE_TILES: Tiles = ((1024, (2, 4)), (256, (2, 2)))
 """The same, more exact: for an autoencoder, of which nearly all is such convolutions."""
 WINOGRAD_CHANNELS = 192
 """With fewer channels, reading and writing the picture takes longer than what is saved."""
-SHARE = 0.6
-"""Of the memory that is free when a network is packed: what its laid out weights may take. Others stay as they are."""
+SHARE = 0.5
+"""Of the memory that is free when a network is packed: what its laid out weights may take. Others stay as they are.
+There are two such networks."""
 
 Release = Callable[[Tensor], None]
 """Lets go of the memory of a weight that can be had again from its file."""
