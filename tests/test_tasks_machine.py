@@ -69,6 +69,19 @@ def test_its_weights_are_saved_as_they_came(monkeypatch: pytest.MonkeyPatch) -> 
             assert torch.equal(tensor, wanted[part][name]), f"{part} {name}"
 
 
+def test_a_weight_that_was_written_to_is_not_read_from_its_file_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    safelight.load("tiny").save(tmp_path / "tiny")
+    monkeypatch.setattr(packed, "SMALLEST", 1)
+    model = safelight.load(tmp_path / "tiny")
+    weight = model.unet.mid_block.resnets[0].conv1.weight
+    wanted = 2 * weight
+    weight.mul_(2)
+    model.txt2img(PROMPT, seed=3, steps=2)
+    assert torch.equal(weight, wanted)
+
+
 @pytest.mark.parametrize("how", [{"low_memory": True}, {"dtype": "bfloat16"}])
 def test_other_ways_of_loading_lay_nothing_out(how: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "SMALLEST", 1)

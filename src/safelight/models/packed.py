@@ -65,6 +65,8 @@ class Packing:
     room: Room
     release: Release
     tiles: Tiles
+    read: tuple[weakref.ref[Tensor], int | None]
+    """The weight that was there when the network was packed, and its version then: as its file has it."""
     form: Form | None = None
     """None: none yet, or there was no room for it."""
     _of: weakref.ref[Tensor] | None = None
@@ -82,7 +84,9 @@ class Packing:
             if 4 * numbers <= self.room.left:
                 self.form = lay_out(weight.detach())
                 self.room.left -= _bytes(self.form)
-                self.release(weight)
+                own, version = self.read
+                if own() is weight and version is not None and version == _version(weight):
+                    self.release(weight)  # of any other, the numbers would be lost
         return self.form
 
 
@@ -193,7 +197,7 @@ def pack(network: nn.Module, release: Release = lambda weight: None, tiles: Tile
     """Have a network computed so; does nothing to small networks, and without oneDNN.
 
     Args:
-        release: told of every weight that was laid out.
+        release: told of every weight that was laid out and is still the one that is there now.
     """
     parameters = sum(weight.numel() for weight in network.parameters())
     if parameters < SMALLEST or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -205,7 +209,8 @@ def pack(network: nn.Module, release: Release = lambda weight: None, tiles: Tile
         if packed is None or not isinstance(weight, Tensor) or weight.numel() < SMALLEST_WEIGHT:
             continue
         module.__class__ = packed
-        module.packing = Packing(room, release, tiles)  # type: ignore[assignment]
+        read = weakref.ref(weight), _version(weight)
+        module.packing = Packing(room, release, tiles, read)  # type: ignore[assignment]
     for layer in _told_of_the_words(network):
         if type(layer) is PackedLinear:
             layer.__class__ = ContextLinear

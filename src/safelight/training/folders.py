@@ -71,7 +71,7 @@ class Entry:
         Raises:
             DataError: it is not whole.
         """
-        return _decode(self.name if self.span else self.path, _bytes_of(self.path, self.span))
+        return _decode(self.path if self.span is None else self.name, _bytes_of(self.path, self.span))
 
 
 def read_entries(source: Path, caption: str | None = None) -> list[Entry]:
