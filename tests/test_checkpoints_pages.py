@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from safelight.checkpoints.files import read_tensors
-from safelight.checkpoints.pages import MappedPages
+from safelight.checkpoints.pages import MappedPages, read_ahead
 from safelight.models.labels import LabelsConfig
 from safelight.tasks.loading import fill
 
@@ -37,6 +38,18 @@ def test_pages_are_let_go_and_the_numbers_stay(tmp_path: Path) -> None:
     assert 14 * MEGABYTE < read - (_mapped() - before) < 18 * MEGABYTE, "half of it, and not its neighbour"
     assert torch.equal(tensors["a"], numbers["a"])
     assert torch.equal(tensors["b"], numbers["b"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes such advice")
+def test_pages_are_there_before_they_are_read(tmp_path: Path) -> None:
+    """And tensors in memory, or of no size, do no harm."""
+    save_file({"a": torch.randn(4 * MEGABYTE), "b": torch.randn(4 * MEGABYTE)}, tmp_path / "x.safetensors")
+    tensors = read_tensors(tmp_path / "x.safetensors")
+    before, others = _mapped(), set(threading.enumerate())
+    read_ahead([tensors["a"], torch.ones(3), torch.empty(0)])
+    for thread in set(threading.enumerate()) - others:
+        thread.join()
+    assert 14 * MEGABYTE < _mapped() - before < 18 * MEGABYTE, "one of the two"
 
 
 def test_tensors_that_are_not_mapped_are_left_alone() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from safelight.uncollected import uncollected
+
 if TYPE_CHECKING:
     from safelight.errors import (
         DataError,
@@ -100,7 +102,8 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'safelight' has no attribute {name!r}")
-    value: object = getattr(import_module(_HOMES[name]), name)
+    with uncollected():
+        value: object = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
 FLAT = Parameter(name="*")
 """The fields of a parameter are options of the command itself."""
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object.")]

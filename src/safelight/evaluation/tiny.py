@@ -27,6 +27,7 @@ def main(
     sampler: str | None = None,
     seed: int = 0,
     device: str | None = None,
+    precision: str | None = None,
     sheet: Path | None = None,
     markdown: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
@@ -45,6 +46,7 @@ def main(
         sampler: The way from noise to picture. Default: the model's.
         seed: Of prompts and noise; picture k is drawn from seed + k.
         device: Where to compute, like cpu or cuda. Default: the accelerator if there is one.
+        precision: float32, bfloat16, float16, or int8 on the CPU. Default: float32 on the CPU, else as the weights are.
         sheet: PNG to write: four held-out prompts, each with seeds 0 to 15, none left out.
         markdown: File to write the report to, as it stands in a model card.
         as_json: Print one JSON object.
@@ -71,7 +73,7 @@ def main(
     folder = judge_folder(judge)
     network = read_judge(folder)
     check_judge(network, str(folder))
-    drawing = load(model, device)
+    drawing = load(model, device, precision)
     network = network.to(drawing.device).eval()
     with closing(tqdm(unit=" pictures", leave=False, disable=None)) as bar:
         measuring = Measuring(drawing, network, plan, bar.update)

@@ -57,6 +57,11 @@ class Room:
 
     left: float
 
+    @classmethod
+    def free(cls) -> Room:
+        """A network's share of what is free now."""
+        return cls(SHARE * _free_bytes())
+
 
 @dataclass
 class Packing:
@@ -72,22 +77,32 @@ class Packing:
     _of: weakref.ref[Tensor] | None = None
     _state: tuple[int | None, winograd.Tile | None] = (None, None)
 
-    def of(self, weight: Tensor, lay_out: Callable[[Tensor], Form], tile: winograd.Tile | None = None) -> Form | None:
-        """The form of a weight, of a kernel for tiles of a size, made if there is another one or none."""
-        state = _version(weight), tile
+    def of(
+        self, weight: Tensor, lay_out: Callable[[Tensor], Form], tile: winograd.Tile | None = None, width: int = 4
+    ) -> Form | None:
+        """The form of a weight, of a kernel for tiles of a size, made if there is another one or none.
+
+        Args:
+            width: bytes of a number that is laid out.
+        """
+        state = version(weight), tile
         if self._of is None or self._of() is not weight or self._state != state:
             if self.form is not None:
                 self.room.left += _bytes(self.form)
                 self.form = None
             self._of, self._state = weakref.ref(weight), state
             numbers = weight.numel() if tile is None else winograd.points(tile) * weight[:, :, 0, 0].numel()
-            if 4 * numbers <= self.room.left:
+            if width * numbers <= self.room.left:
                 self.form = lay_out(weight.detach())
                 self.room.left -= _bytes(self.form)
-                own, version = self.read
-                if own() is weight and version is not None and version == _version(weight):
+                if self.is_read(weight):
                     self.release(weight)  # of any other, the numbers would be lost
         return self.form
+
+    def is_read(self, weight: Tensor) -> bool:
+        """Whether it is the weight that was there, and nothing was written to it since."""
+        own, then = self.read
+        return own() is weight and then is not None and then == version(weight)
 
 
 class PackedLinear(nn.Linear):
@@ -111,7 +126,7 @@ class ContextLinear(PackedLinear):
         """(B, L, in_features) -> (B, L, out_features)."""
         if (weight := _ready(self, x)) is None:
             return super().forward(x)
-        state = id(weight), _version(weight)
+        state = id(weight), version(weight)
         if x not in self.told or self.told[x][0] != state:
             self.told[x] = (state, super().forward(x), weight)
         answer: Tensor = self.told[x][1]
@@ -202,16 +217,16 @@ def pack(network: nn.Module, release: Release = lambda weight: None, tiles: Tile
     parameters = sum(weight.numel() for weight in network.parameters())
     if parameters < SMALLEST or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
-    room = Room(SHARE * _free_bytes())
+    room = Room.free()
     for module in network.modules():
         packed = _PACKED.get(type(module))
         weight = module.proj.weight if isinstance(module, GEGLU) else getattr(module, "weight", None)
         if packed is None or not isinstance(weight, Tensor) or weight.numel() < SMALLEST_WEIGHT:
             continue
         module.__class__ = packed
-        read = weakref.ref(weight), _version(weight)
+        read = weakref.ref(weight), version(weight)
         module.packing = Packing(room, release, tiles, read)  # type: ignore[assignment]
-    for layer in _told_of_the_words(network):
+    for layer in told_of_the_words(network):
         if type(layer) is PackedLinear:
             layer.__class__ = ContextLinear
             cast(ContextLinear, layer).told = WeakTensorKeyDictionary()
@@ -227,7 +242,8 @@ def unpack(network: nn.Module) -> None:
             module.__class__ = plain
 
 
-def _told_of_the_words(network: nn.Module) -> Iterator[nn.Module]:
+def told_of_the_words(network: nn.Module) -> Iterator[nn.Module]:
+    """Layers that are given the same at every step of a drawing: what the words make of themselves."""
     for block in network.modules():
         if isinstance(block, TransformerBlock):
             for attention in (block.attn1, block.attn2) if block.context_only else (block.attn2,):
@@ -243,7 +259,7 @@ def _ready(layer: nn.Module, x: Tensor) -> Tensor | None:
     return None if not both or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)) else weight
 
 
-def _version(weight: Tensor) -> int | None:
+def version(weight: Tensor) -> int | None:
     """Counts what was written to a tensor; those made in inference mode do not."""
     return None if weight.is_inference() else weight._version
 
@@ -262,7 +278,7 @@ def _halves(weight: Tensor) -> Form:
 
 
 def _bytes(form: Form) -> int:
-    return sum(4 * tensor.numel() for tensor in form)
+    return sum(tensor.element_size() * tensor.numel() for tensor in form)
 
 
 def _free_bytes() -> float:

@@ -13,27 +13,36 @@ from torch import Tensor, nn
 
 from safelight.checkpoints import Checkpoint, read
 from safelight.checkpoints.alone import read_normalizer, read_texts, read_vae
-from safelight.checkpoints.pages import MappedPages
+from safelight.checkpoints.pages import MappedPages, read_ahead
 from safelight.checkpoints.previews import decodes, fingerprint, read_preview_decoder
 from safelight.errors import ModelFileError, RequestError
+from safelight.models.int8 import quantise, rounded_weights, supported
 from safelight.models.networks import Config, unfilled
 from safelight.models.normalizer import NormalizerConfig
 from safelight.models.packed import FINE_TILES, TILES, pack
 from safelight.models.preview_decoder import PreviewDecoder
+from safelight.models.unet import UNet, UNetConfig
 from safelight.presets import PRESETS
 from safelight.presets.conditions import NORMALIZER
 from safelight.presets.preset import AUTOENCODER, UNET
+from safelight.sending import layout
+from safelight.tasks.carrying import Carrier
+from safelight.tasks.compiling import compile_blocks, keep_compiled, require_compiler
 from safelight.tasks.machine import choose_threads, keep_memory
 from safelight.tasks.model import Model
 from safelight.tasks.parts import Networks
+from safelight.tasks.quantising import known_numbers
 from safelight.tasks.sources import PLAIN, Reading
+from safelight.uncollected import uncollected
 
 LAID_OUT = {UNET: TILES, AUTOENCODER: FINE_TILES}
 """Parts that are asked often enough, or for long enough, to lay out their weights for the CPU, and for what tiles of
 their convolutions."""
+INT8 = "int8"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@uncollected()
 def load(
     source: str | Path = "tiny",
     device: str | torch.device | None = None,
@@ -49,6 +58,7 @@ def load(
     refiner: str | Path | None = None,
     guide: str | Path | None = None,
     low_memory: bool = False,
+    compile: bool = False,
     preview_decoder: str | Path | None = None,
 ) -> Model:
     """Load a model.
@@ -57,20 +67,25 @@ def load(
         source: the name of a shipped model ("tiny"; write "./tiny" for a folder of that name), a folder in
             the diffusers layout, a single .safetensors or .ckpt file, or a hub id ("owner/name").
         device: where to compute; None: CUDA if there is one, else the CPU.
-        dtype: in which the networks run; None: float32 on the CPU, elsewhere that of the weights.
+        dtype: in which the networks run; None: float32 on the CPU, elsewhere that of the weights. "int8", on the CPU:
+            most products of the UNet in whole numbers (`safelight.models.int8`), all else in float32.
         preset, ema, tokenizer, vae, text_encoder, normalizer, revision: the fields of `Reading`.
         refiner: a second model, named like `source`, that takes over at a request's `switch`.
         guide: a weaker one, that a request's `autoguidance` leads away from.
         low_memory: bring each network when it is needed, and let go of it after its work: slower, for the memory
-            of the largest one.
+            of the largest one; on CUDA, where they come from pinned memory of the host, of the largest two.
+        compile: have the UNet's blocks compiled when they are first asked (`compiling`); for GPUs.
         preview_decoder: a file or folder of a small decoder of the model's latents (TAESD's, or one of our own); None:
             the shipped one, if there is one for these latents.
 
     Raises:
         ModelFileError: no such model, or its weights are damaged, incomplete or of no known family.
-        RequestError: no such device or dtype.
+        RequestError: no such device or dtype, or there is no compiler.
     """
     target = choose_device(device)
+    if compile:
+        keep_compiled()
+        require_compiler(target)
     reading = Reading(
         preset,
         ema,
@@ -83,6 +98,14 @@ def load(
     checkpoint = open_checkpoint(source, reading)
     checkpoint.require_whole()  # what is missing is said before the weights are read
     checkpoint.vocabularies()
+    if int8 := dtype == INT8:
+        if target.type != "cpu":
+            raise RequestError(f"int8 is for the CPU, and this is for {target.type}: leave out the one or the other")
+        if not supported():
+            raise RequestError("this processor or PyTorch cannot multiply in int8: leave out --precision int8")
+        if compile:
+            raise RequestError("int8 has layers of its own, which cannot be compiled: leave out --compile or int8")
+        dtype = torch.float32
     if dtype is None:
         stored = next(iter(checkpoint.parts[UNET].values())).dtype
         dtype = torch.float32 if target.type == "cpu" else stored
@@ -90,8 +113,10 @@ def load(
     previews = preview_decoder_of(checkpoint, preview_decoder)
     if target.type == "cpu":
         choose_threads()
-    networks = _networks(checkpoint, target, chosen, frees=low_memory)
+    networks = _networks(checkpoint, target, chosen, frees=low_memory, int8=int8, compiled=compile)
     if not low_memory:
+        for words in checkpoint.preset.words:  # what is cast is read once, and let go of
+            read_ahead(x for x in checkpoint.parts[words.part].values() if x.dtype == chosen)
         networks.bring()
         if target.type == "cpu":
             keep_memory()
@@ -101,7 +126,7 @@ def load(
         if named is None:
             return None
         found = open_checkpoint(named, Reading(tokenizer=tokenizer))
-        return _model(named, found, _networks(found, target, chosen, frees=low_memory))
+        return _model(named, found, _networks(found, target, chosen, frees=low_memory, int8=int8, compiled=compile))
 
     return _model(
         source, checkpoint, networks, ema=ema, refiner=other(refiner), guide=other(guide), preview_decoder=previews
@@ -132,18 +157,42 @@ def _model(
     )
 
 
-def _networks(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, frees: bool) -> Networks:
+def _networks(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    frees: bool,
+    int8: bool = False,
+    compiled: bool = False,
+) -> Networks:
     """The networks of a checkpoint, none of them made yet."""
+    carried = frees and device.type == "cuda"
+    place = torch.device("cpu") if carried else device
 
     def make(part: str, config: Config) -> nn.Module:
         tensors = checkpoint.parts[part]
-        network = fill(config, dict(tensors) if frees else tensors, device, dtype)
-        if part in LAID_OUT and (device.type, dtype) == ("cpu", torch.float32) and not frees:
+        rounded = int8 and isinstance(config, UNetConfig)
+        network = fill(config, dict(tensors) if frees else tensors, place, dtype, as_stored=rounded)
+        if rounded:
+            assert isinstance(network, UNet)
+            read = known_numbers(network.requires_grad_(False), checkpoint.source)
+            quantise(network, read, MappedPages().release)
+        if compiled and part == UNET:  # others, which are asked once for a picture, would never earn it back
+            compile_blocks(network)
+        elif part in LAID_OUT and (device.type, dtype) == ("cpu", torch.float32) and not frees:
             pack(network.requires_grad_(False), MappedPages().release, LAID_OUT[part])
         return network
 
     makers = {part: partial(make, part, config) for part, config in checkpoint.preset.networks.items()}
-    return Networks(makers, device, dtype, frees=frees)
+    return Networks(
+        makers,
+        device,
+        dtype,
+        frees=frees,
+        precision=INT8 if int8 else None,
+        carrier=Carrier(device) if carried else None,
+    )
 
 
 def open_checkpoint(source: str | Path, reading: Reading = PLAIN) -> Checkpoint:
@@ -221,17 +270,21 @@ def preview_decoder_of(checkpoint: Checkpoint, given: str | Path | None) -> Prev
     return None if folder is None else read_preview_decoder(folder, channels, preset.factor)
 
 
-def fill(config: Config, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> nn.Module:
+def fill(
+    config: Config, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype, *, as_stored: bool = False
+) -> nn.Module:
     """Build the network of a config around tensors, one by one: what is cast or moved is let go at once.
 
     Args:
         tensors: all of its parameters, under our names. It is empty afterwards.
+        as_stored: leave the dtype of a UNet's weights that are going to be in whole numbers.
     """
     module = unfilled(config)  # no memory is taken for numbers that are about to be replaced
+    left = rounded_weights(module) if as_stored and isinstance(module, UNet) else {}
     moved, pages = {}, MappedPages()
     for key in list(tensors):
         read = tensors.pop(key)
-        moved[key] = read.to(device, dtype)
+        moved[key] = read.to(device, None if key in left else dtype, memory_format=layout(read, device))
         if moved[key] is not read:
             pages.release(read)
     module.load_state_dict(moved, strict=True, assign=True)
@@ -263,5 +316,5 @@ def choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
-        raise RequestError(f"networks cannot run in {dtype!r}: use {', '.join(DTYPES)}")
+        raise RequestError(f"networks cannot run in {dtype!r}: use {', '.join(DTYPES)} (or int8, to draw on the CPU)")
     return DTYPES[dtype]

@@ -50,6 +50,12 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def cache_folder(of: str) -> Path:
+    """Where what can be made again is kept from run to run."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    return (Path(named) if named else Path.home() / ".cache") / "safelight" / of
+
+
 def processors(quota: Path = _QUOTA) -> int:
     """How many processors this process may keep busy: those that it is bound to, within its container's share.
 

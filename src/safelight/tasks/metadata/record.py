@@ -32,7 +32,7 @@ class ModelIdentity(BaseModel):
     sha256: str
     """Of the weights file; of a folder, over the names and hashes of its weights files."""
     dtype: str
-    """In which the networks ran, like "float32"."""
+    """In which the networks ran, like "float32" or "int8"."""
 
 
 @cache
