@@ -19,8 +19,11 @@ from typing import Self
 
 from measuring import CLOCKS, SAFELIGHT, peak
 
+COMPILED = f"{SAFELIGHT}-compiled"
+"""Ours with `--compile`."""
 NEEDS: Mapping[str, tuple[str, ...]] = {
     SAFELIGHT: (),
+    COMPILED: (),
     "diffusers": ("diffusers", "transformers"),
     "compiled": ("diffusers", "transformers"),
     "openvino": ("diffusers", "transformers", "openvino"),
@@ -41,6 +44,9 @@ class Job:
     size: int
     """Pixels of a side."""
     dtype: str
+    """Of what goes in and comes out, and of the weights."""
+    int8: bool = False
+    """Whether our UNet computes in whole numbers."""
     answer: str | None = None
     """Where to write what came out."""
     chunks: int = 1
@@ -114,6 +120,8 @@ def main() -> None:
             if plain not in calls:
                 calls[plain] = prepare(name, preset, folder, plain, device)
             call = calls[plain] if device == "cpu" else waited(calls[plain])
+            if device != "cpu":
+                torch.cuda.reset_peak_memory_stats()
             if job.answer is None:
                 seconds = seconds_of(call, CLOCKS[job.clock])
             else:

@@ -150,6 +150,25 @@ def add_clock(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help=told)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where it is computed."""
+    told = "cuda, too, or alone; what is not there is left out"
+    parser.add_argument("--device", nargs="+", choices=("cpu", "cuda"), default=["cpu"], help=told)
+
+
+def devices(options: argparse.Namespace) -> list[str]:
+    """Those asked for that are here; one line says which is not."""
+    if "cuda" not in options.device:
+        return list(options.device)
+    import torch  # noqa: PLC0415 - of which benchmarks of the start know nothing
+
+    if torch.cuda.is_available():
+        print(f"cuda is {torch.cuda.get_device_name()}")
+        return list(options.device)
+    print("no CUDA device here: the GPU's rows are left out")
+    return [device for device in options.device if device != "cuda"]
+
+
 def installed(peers: Iterable[str], needs: Mapping[str, Sequence[str]]) -> list[str]:
     """Those peers whose packages are here; of each of the others one line says how to get it."""
     found = []

@@ -1,29 +1,35 @@
-"""What each shortcut gains and costs, side by side: reused deep features, merged tokens, guidance within an interval.
+"""What each shortcut costs and gains, in one row: reused deep features, merged tokens, guidance within an interval.
 
-    python benchmarks/shortcuts.py quality    # tiny on prompts never trained on: what the judge finds, how far off
-    python benchmarks/shortcuts.py time       # a guided step of SD 1.5's UNet with random weights; 5 GB of memory
+    python benchmarks/shortcuts.py quality    # tiny on prompts never trained on; half an hour
+    python benchmarks/shortcuts.py time       # SD 1.5's UNet, random weights, as `safelight.load` has it; 8 GB
     python benchmarks/shortcuts.py previews   # pictures of unfinished latents, against the autoencoder's decoder
 
 Quality is measured as on tiny's model card (`safelight evaluate tiny`), and as the distance to the picture that the
-same seed gives without shortcuts: PSNR, and with --lpips FILE (VGG-16's weights and LPIPS') also LPIPS. With random
-weights only times mean something: that of a step is the mean over a walk, from its kinds of network calls.
+same seed gives without shortcuts: PSNR, and with --lpips FILE (VGG-16's weights and LPIPS') also LPIPS. Gains are of
+all steps of one picture. What they ask of the UNet is noted in a walk of tiny's; its arithmetic, counted by
+`torch.utils.flop_counter` (a multiplication and an addition are two), and its time are those of SD 1.5's UNet asked the
+same. Fewer steps stand beside them as the yardstick: a shortcut that does not beat them is of no use.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean, median
+from typing import cast
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import safelight
-from measuring import Report, Times, alternate, arguments
+from measuring import CLOCKS, Report, Times, add_clock, alternate, arguments, taken, times_faster
 from safelight.checkpoints.components import read_judge, read_lpips
 from safelight.diffusion.samplers import Step
 from safelight.doors import Conditioning
@@ -33,6 +39,8 @@ from safelight.evaluation.prompts import Prompt, held_out_prompts
 from safelight.evaluation.tiny import judge_folder
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.merging import merged_tokens
+from safelight.models.networks import unfilled
+from safelight.models.packed import FINE_TILES, pack
 from safelight.models.preview_decoder import PreviewDecoder, PreviewDecoderConfig
 from safelight.models.unet import Deep, UNet
 from safelight.presets import PRESETS
@@ -40,67 +48,153 @@ from safelight.tasks.model import Model
 from safelight.tasks.pictures import to_pixels
 from safelight.tasks.previewing import decoded_by, fitted
 from safelight.tasks.requests import TextToImage
+from weights import FOLDER, folder
 
 ASKED: tuple[Question, ...] = ("object", "ground", "position", "pair")
 BATCH = 50
-
-
-@dataclass(frozen=True)
-class Shortcut:
-    """What is asked, and what of a walk is computed."""
-
-    fields: Mapping[str, object]
-    every: int = 1
-    below: int = 1
-    merge: float = 0.0
-    guided: float = 1.0
-    """Share of the steps."""
-
-    @property
-    def name(self) -> str:
-        """As it is typed."""
-        return " ".join(f"{k.replace('_', '-')} {_typed(v)}" for k, v in self.fields.items())
-
-
-def _typed(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-SHORTCUTS = (
-    *(Shortcut({"deep_every": n}, every=n) for n in (2, 3, 5)),
-    *(Shortcut({"merge_tokens": ratio}, merge=ratio) for ratio in (0.25, 0.5)),
-    *(Shortcut({"guidance_interval": (a, b)}, guided=b - a) for a, b in ((0.0, 0.8), (0.2, 0.8), (0.0, 0.5))),
-    Shortcut({"deep_every": 3, "guidance_interval": (0.0, 0.8)}, every=3, guided=0.8),
-    *(Shortcut({"deep_every": 3, "deep_below": d}, every=3, below=d) for d in (2, 4)),
+LARGE = PRESETS["sd1"]
+"""Whose arithmetic and time are told: at tiny's size every layer has its price, whatever it computes."""
+SHORTCUTS: tuple[Mapping[str, object], ...] = (
+    {"steps": 10},
+    {"steps": 7},
+    {"deep_every": 2},
+    {"deep_every": 3},
+    {"deep_every": 5},
+    {"deep_every": 3, "deep_below": 2},
+    {"deep_every": 3, "deep_below": 4},
+    {"guidance_interval": (0.0, 0.8)},
+    {"guidance_interval": (0.2, 0.8)},
+    {"guidance_interval": (0.0, 0.5)},
+    {"merge_tokens": 0.25},
+    {"merge_tokens": 0.5},
+    {"deep_every": 3, "guidance_interval": (0.0, 0.8)},
 )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One question to the UNet."""
+
+    rows: int
+    """2 with guidance."""
+    shallow: int | None = None
+    """How many joins are asked, what is below them being known; None: all."""
+    finds: int | None = None
+    """Below how many joins the answer is kept; None: none is."""
+    merge: float = 0.0
+
+    @property
+    def name(self) -> str:
+        said = [f"{self.rows} rows", "whole" if self.shallow is None else f"{self.shallow} joins"]
+        return ", ".join([*said, *([f"merged {self.merge:g}"] if self.merge else [])])
+
+
+def typed(fields: Mapping[str, object]) -> str:
+    """A shortcut as it is typed."""
+    said = {k: " ".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in fields.items()}
+    return ", ".join(f"{k.replace('_', '-')} {v}" for k, v in said.items()) if said else "none"
+
+
+def noted(model: Model, request: TextToImage) -> Counter[Asked]:
+    """All that the steps of one picture ask of the UNet."""
+    found: Counter[Asked] = Counter()
+    merge = 0.0 if request.merge_tokens is None else request.merge_tokens
+
+    def note(unet: nn.Module, given: tuple[object, ...]) -> None:
+        x, deep = cast(Tensor, given[0]), cast("Deep | None", given[3] if len(given) > 3 else None)
+        known = deep is not None and deep.given is not None
+        joins = None if deep is None else deep.joins
+        found[Asked(len(x), joins if known else None, None if known else joins, merge)] += 1
+
+    hook = model.unet.register_forward_pre_hook(note)
+    list(model.steps(request.changed(prompt="a red apple", batch=1)))
+    hook.remove()
+    return found
+
+
+def question(unet: UNet, asked: Asked, size: int, device: str) -> Callable[[], Tensor]:
+    """What puts that question to SD 1.5's UNet, about a picture of size x size pixels."""
+    generator, side = torch.Generator().manual_seed(0), size // LARGE.factor
+    shapes = ((LARGE.unet.in_channels, side, side), (77, cast(int, LARGE.unet.context_width)))
+    x, context = (torch.randn(2, *shape, generator=generator) for shape in shapes)
+    x, context, t = (y[: asked.rows].to(device) for y in (x, context, torch.full((2,), 500.0)))
+    cond = Conditioning(context=context)  # one for all calls, as in a walk
+    known = None
+    if asked.shallow is not None:
+        whole = Deep(asked.shallow)
+        unet(x, t, cond, whole)
+        known = whole.found
+
+    def ask() -> Tensor:
+        joins = asked.finds if asked.shallow is None else asked.shallow
+        deep = None if joins is None else Deep(joins, known)
+        with merged_tokens(unet, asked.merge, [1]):
+            answer: Tensor = unet(x, t, cond, deep)
+        return answer
+
+    return ask
+
+
+@lru_cache
+def flop(asked: Asked, size: int) -> int:
+    """Multiplications and additions of a question, counted without doing them."""
+    with torch.no_grad():
+        ask = question(cast(UNet, unfilled(LARGE.unet)), asked, size, "meta")
+        with FlopCounterMode(display=False) as counter:
+            ask()
+    return int(counter.get_total_flops())
+
+
 def quality(options: argparse.Namespace) -> None:
-    """Tiny with each shortcut, on the same prompts and seeds."""
+    """Tiny with each shortcut, on the same prompts and seeds, beside what it gains."""
     report = Report.of(options)
     model, judge = safelight.load("tiny"), read_judge(judge_folder(None)).eval()
     prompts = held_out_prompts(options.prompts, 0)
     distance = None if options.lpips is None else read_lpips(options.lpips).eval()
     request = model.resolve(TextToImage(prompt="", seed=0))
-    heads = ("", *(f"{q} right" for q in ASKED), "PSNR, dB", "worst tenth", *([] if distance is None else ["LPIPS"]))
-    print(f"{len(prompts)} prompts, {request.steps} steps of {request.sampler}, guidance {request.guidance}\n")
+    requests = {typed(fields): request.changed(**fields) for fields in ({}, *SHORTCUTS)}
+    walks = {name: noted(model, asked) for name, asked in requests.items()}
+    work = {n: sum(flop(asked, options.size) * k for asked, k in walk.items()) for n, walk in walks.items()}
+    walked = taken({n: walking(model, r, options.clock) for n, r in requests.items()}, options.turns)
+    print(f"{len(prompts)} prompts, {request.steps} steps of {request.sampler}, guidance {request.guidance}; ", end="")
+    print(f"tiny at 64x64 with {torch.get_num_threads()} threads; SD 1.5's UNet at {options.size}x{options.size}\n")
+    heads = [*(f"{q} right" for q in ASKED), "PSNR, dB", "worst tenth", *([] if distance is None else ["LPIPS"])]
+    heads = ["", *heads[:4], "lost, won", *heads[4:], "tiny, s", "as fast", "SD 1.5, TFLOP", "times less"]
     print(f"| {' | '.join(heads)} |\n|---|{'--:|' * (len(heads) - 1)}")
     whole: list[Image.Image] = []
-    for shortcut in (Shortcut({}), *SHORTCUTS):
-        if shortcut.below > model.preset.unet.joins:
-            continue
-        images, marks = drawn(model, request.changed(**shortcut.fields), prompts, judge)
-        whole = whole if whole else images
+    before: list[Marks] = []
+    for name, asked in requests.items():
+        images, marks = drawn(model, asked, prompts, judge)
+        same, whole, before = name == "none", whole if whole else images, before if before else marks
         shares = tally(marks)
-        row: list[str] = [f"{100 * shares[q].value:.1f} %" for q in ASKED]
         far = sorted(min(psnr(a, b), 99.0) for a, b in zip(images, whole, strict=True))
-        same = not shortcut.fields
-        row += ["", ""] if same else [f"{median(far):.1f}", f"{far[len(far) // 10]:.1f}"]
         apart = None if distance is None or same else fmean(lpips(distance, images, whole))
+        faster, less = times_faster(walked[name], walked["none"]), work["none"] / work[name]
+        row = [f"{100 * shares[q].value:.1f} %" for q in ASKED]
+        lost, won = changed(before, marks), changed(marks, before)
+        row += [""] * 3 if same else [f"{lost}, {won}", f"{median(far):.1f}", f"{far[len(far) // 10]:.1f}"]
         row += [] if distance is None else ["" if apart is None else f"{apart:.4f}"]
-        name = "none" if same else shortcut.name
-        found = {q.replace(" ", "_"): shares[q].value for q in ASKED}
-        report.add(f"| {name} | {' | '.join(row)} |", shortcut=name, psnr=far, lpips=apart, **found)
+        row += [f"{walked[name].median:.2f}", f"{median(faster):.2f}", f"{work[name] / 1e12:.1f}", f"{less:.2f}"]
+        found = {q.replace(" ", "_"): [float(m[q]) for m in marks if q in m] for q in ASKED}
+        gains = {"lost": lost, "won": won, "seconds": walked[name].seconds, "times_faster": faster, "flop": work[name]}
+        report.add(f"| {name} | {' | '.join(row)} |", shortcut=name, psnr=far, lpips=apart, **found, **gains)
+
+
+def changed(some: Sequence[Marks], others: Sequence[Marks]) -> int:
+    """In how many pictures the object, or the pair, is right in some, and not in the others."""
+    asked: tuple[Question, ...] = ("object", "pair")
+    return sum(a.get(q, False) and not b.get(q, False) for a, b in zip(some, others, strict=True) for q in asked)
+
+
+def walking(model: Model, request: TextToImage, clock: str) -> Callable[[], float]:
+    """Seconds of the steps of one picture."""
+
+    def walk() -> float:
+        started = CLOCKS[clock]()
+        list(model.steps(request.changed(prompt="a red apple", batch=1)))
+        return CLOCKS[clock]() - started
+
+    return walk
 
 
 def drawn(
@@ -122,67 +216,44 @@ def lpips(distance: torch.nn.Module, images: Sequence[Image.Image], others: Sequ
     return [float(distance(to_pixels(a), to_pixels(b))) for a, b in zip(images, others, strict=True)]
 
 
-@torch.inference_mode()
 def times(options: argparse.Namespace) -> None:
-    """The kinds of network calls that walks are made of, in turns, and what walks of them take."""
+    """The questions that walks are made of, put to SD 1.5's UNet in turns, and what walks of them take."""
     report = Report.of(options)
-    preset = PRESETS["sd1"]
-    torch.manual_seed(0)
-    unet = UNet(preset.unet).eval()
-    side = options.size // preset.factor
-    x, context = torch.randn(2, 4, side, side), torch.randn(2, 77, 768)
-    cond, t = Conditioning(context=context), torch.full((2,), 500.0)
-    belows = sorted({shortcut.below for shortcut in SHORTCUTS})
-    known = {}
-    for below in belows:
-        unet(x, t, cond, deep := Deep(below))
-        known[below] = deep.found
-
-    def merging(ratio: float) -> Callable[[], object]:
-        def call() -> Tensor:
-            with merged_tokens(unet, ratio, [1]):
-                return unet(x, t, cond)
-
-        return call
-
-    calls: dict[str, Callable[[], object]] = {
-        "guided": lambda: unet(x, t, cond),
-        "unguided": lambda: unet(x[:1], t[:1], Conditioning(context=context[:1])),
-        **{f"merged {ratio:g}": merging(ratio) for ratio in (0.25, 0.5)},
-        **{f"shallow {b}": lambda b=b: unet(x, t, cond, Deep(b, known[b])) for b in belows},
-        "shallow 1 unguided": lambda: unet(
-            x[:1], t[:1], Conditioning(context=context[:1]), Deep(1, known[1][:1] if known[1] is not None else None)
-        ),
-    }
-    found = alternate(calls, options.turns, warmup=1)
-    print(f"SD 1.5's UNet, {options.size}x{options.size}, float32, {torch.get_num_threads()} threads\n")
-    for name, taken in found.items():
-        report.add(f"  {name:<20}{taken.text(1, 's')}", call=name, seconds=taken.seconds)
-    print("\n| shortcut | mean step, s | times as fast |\n|---|--:|--:|")
-    for shortcut in SHORTCUTS:
-        mean = [step(found, shortcut, turn) for turn in range(options.turns)]
-        gain = [a / b for a, b in zip(found["guided"].seconds, mean, strict=True)]
-        report.add(
-            f"| {shortcut.name} | {median(mean):.2f} | {median(gain):.2f} |",
-            shortcut=shortcut.name,
-            seconds=mean,
-            gain=gain,
-        )
+    tiny = safelight.load("tiny")
+    request = tiny.resolve(TextToImage(prompt="", seed=0))
+    requests = {typed(fields): request.changed(**fields) for fields in ({}, *SHORTCUTS)}
+    walks = {name: noted(tiny, asked) for name, asked in requests.items()}
+    prompts = held_out_prompts(options.pictures, 0)
+    far = nearness(tiny, requests, prompts)
+    kinds = sorted({asked for walk in walks.values() for asked in walk}, key=lambda asked: asked.name)
+    with folder(LARGE.name, "float32", options.scratch) as weights, torch.inference_mode():
+        unet = safelight.load(weights / FOLDER, "cpu").unet
+        calls = {asked.name: question(unet, asked, options.size, "cpu") for asked in kinds}
+        found = alternate(calls, options.turns, warmup=1)
+    print(f"SD 1.5's UNet at {options.size}x{options.size}, float32, {torch.get_num_threads()} threads: one call")
+    for name, one in found.items():
+        report.add(f"  {name:<24}{one.text(1, 's')}", call=name, seconds=one.seconds)
+    print(f"\n{request.steps} steps of {request.sampler} made of them; PSNR is tiny's, of {len(prompts)} pictures\n")
+    print("| | a step, s | all steps, s | times as fast | PSNR, dB |\n|---|--:|--:|--:|--:|")
+    plain = walk_of(walks["none"], found, options.turns)
+    for name, walk in walks.items():
+        whole = walk_of(walk, found, options.turns)
+        gain, steps = times_faster(whole, plain), cast(int, requests[name].steps)
+        cells = f"{whole.median / steps:.2f} | {whole.median:.0f} | {median(gain):.2f} | {far.get(name, '')}"
+        report.add(f"| {name} | {cells} |", shortcut=name, seconds=whole.seconds, times_faster=gain)
 
 
-def step(found: Mapping[str, Times], shortcut: Shortcut, turn: int) -> float:
-    """Seconds of a step of a long walk with a shortcut, of the calls as they were in one turn."""
+def walk_of(walk: Counter[Asked], found: Mapping[str, Times], turns: int) -> Times:
+    """Seconds of a walk, of the calls as they were in each turn."""
+    return Times([sum(found[asked.name].seconds[turn] * n for asked, n in walk.items()) for turn in range(turns)])
 
-    def call(name: str) -> float:
-        return found[name].seconds[turn]
 
-    whole = call(f"merged {shortcut.merge:g}") if shortcut.merge else call("guided")
-    without = call("unguided")
-    if shortcut.every > 1:
-        often = 1 / shortcut.every
-        whole = often * whole + (1 - often) * call(f"shallow {shortcut.below}")
-        without = often * without + (1 - often) * call("shallow 1 unguided")
-    return shortcut.guided * whole + (1 - shortcut.guided) * without
+def nearness(model: Model, requests: Mapping[str, TextToImage], prompts: Sequence[Prompt]) -> dict[str, str]:
+    """The median PSNR of a model's pictures to those without a shortcut, of all but "none"."""
+    words = [prompt.words for prompt in prompts]
+    images = {n: model.draw(r.changed(batch=len(words)), prompts=words) for n, r in requests.items()}
+    plain = images.pop("none")
+    return {n: f"{median(psnr(a, b) for a, b in zip(found, plain, strict=True)):.1f}" for n, found in images.items()}
 
 
 @torch.inference_mode()
@@ -216,21 +287,21 @@ def previews(options: argparse.Namespace) -> None:
 
 def _large(report: Report, options: argparse.Namespace) -> None:
     """The same at SD 1.5's size, where only times mean something."""
-    preset = PRESETS["sd1"]
-    assert preset.autoencoder is not None
+    assert LARGE.autoencoder is not None
     torch.manual_seed(0)
-    side = options.size // preset.factor
+    side = options.size // LARGE.factor
     large = torch.randn(1, 4, side, side)
-    autoencoder = Autoencoder(preset.autoencoder).eval()
+    autoencoder = Autoencoder(LARGE.autoencoder).eval().requires_grad_(False)
+    pack(autoencoder, tiles=FINE_TILES)  # as `safelight.load` has it
     shapes = {
         "TAESD's shape": PreviewDecoderConfig(),
-        "our default shape": PreviewDecoderConfig(width=16, blocks=(2,), pixels=preset.factor),
+        "our default shape": PreviewDecoderConfig(width=16, blocks=(2,), pixels=LARGE.factor),
     }
     decoders = {name: decoded_by(PreviewDecoder(shape).eval()) for name, shape in shapes.items()}
     calls = {
         "decoder": lambda: autoencoder.decode(large),
         **{name: lambda f=f: f(large) for name, f in decoders.items()},
-        "planes": lambda: _plane_like(large, preset.factor),
+        "planes": lambda: _plane_like(large, LARGE.factor),
     }
     print()
     _shown(report, f"SD 1.5's size, {options.size}x{options.size}", alternate(calls, options.turns, warmup=1))
@@ -245,10 +316,10 @@ def _plane_like(latent: Tensor, factor: int) -> Tensor:
 def _shown(report: Report, what: str, found: Mapping[str, Times]) -> None:
     print(f"{what}, {torch.get_num_threads()} threads")
     whole = found["decoder"].seconds
-    for name, taken in found.items():
-        part = median(a / b for a, b in zip(whole, taken.seconds, strict=True))
+    for name, one in found.items():
+        part = median(a / b for a, b in zip(whole, one.seconds, strict=True))
         line = "" if name == "decoder" else f"   1/{part:.0f} of the decoder's"
-        report.add(f"  {name:<20}{taken.text(1e-3, 'ms')}{line}", what=what, kind=name, seconds=taken.seconds)
+        report.add(f"  {name:<20}{one.text(1e-3, 'ms')}{line}", what=what, kind=name, seconds=one.seconds)
 
 
 def pixels_of(show: Callable[[Tensor], object], latents: Tensor) -> Tensor:
@@ -266,9 +337,12 @@ def decibels(one: Tensor, other: Tensor) -> float:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("what", choices=("quality", "time", "previews"))
-    parser.add_argument("--prompts", type=int, default=200, help="of quality")
-    parser.add_argument("--turns", type=int, default=3, help="of time and previews")
-    parser.add_argument("--size", type=int, default=512, help="of time and previews: pixels on a side")
+    add_clock(parser)
+    parser.add_argument("--prompts", type=int, default=500, help="of quality; of previews 50 at most")
+    parser.add_argument("--pictures", type=int, default=16, help="of time: how many of tiny's the PSNR is of")
+    parser.add_argument("--turns", type=int, default=3, help="how often is measured")
+    parser.add_argument("--size", type=int, default=512, help="of SD 1.5's pictures: pixels on a side")
+    parser.add_argument("--scratch", type=Path, help="where weights are kept for the next run; default: nowhere")
     parser.add_argument("--lpips", type=Path, help="weights for LPIPS, as `train autoencoder --perceptual` takes them")
     options = parser.parse_args()
     started = time.perf_counter()

@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 
 import safelight
-from contestants import Job
+from contestants import COMPILED, Job
 from measuring import SAFELIGHT
 from safelight.conditioning.sizes import base_numbers, numbers_door
 from safelight.doors import Conditioning
@@ -41,8 +41,9 @@ def prepare(name: str, preset: str, folder: Path, job: Job, device: str = "cpu")
     """What does the job once."""
     given = {key: x.to(device) for key, x in inputs(PRESETS[preset], job).items()}
     path = folder / FOLDER
-    if name == SAFELIGHT:
-        return ours(_model(path, job.dtype, device), job, given)
+    if name in (SAFELIGHT, COMPILED):
+        model = _model(path, "int8" if job.int8 else job.dtype, device, compiled=name == COMPILED)
+        return ours(model, job, given)
     if name.startswith("openvino"):
         return _openvino(folder, PRESETS[preset], job, given, int8=name.endswith("int8"))
     theirs = _theirs(path, PRESETS[preset], job.work, job.dtype).to(device)
@@ -82,8 +83,8 @@ def inputs(preset: Preset, job: Job, seed: int = 0) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=1)
-def _model(path: Path, dtype: str, device: str) -> Model:
-    return safelight.load(path, device, dtype)
+def _model(path: Path, dtype: str, device: str, *, compiled: bool) -> Model:
+    return safelight.load(path, device, dtype, compile=compiled)
 
 
 def ours(model: Model, job: Job, given: Mapping[str, Tensor]) -> Call:

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from measuring import SAFELIGHT, Report, Times, add_clock, arguments
+from measuring import SAFELIGHT, Report, Times, add_clock, add_device, arguments, devices
 from safelight.presets import PRESETS
 from weights import FOLDER, folder
 
@@ -31,11 +31,11 @@ AIM = 1.0
 
 
 def one(
-    who: str, what: str, weights: Path, size: int, steps: int, clock: str, *, checkpointing: bool
+    who: str, what: str, weights: Path, size: int, steps: int, clock: str, device: str, *, checkpointing: bool
 ) -> dict[str, object]:
     """Train for some steps in a process of its own: `seconds` of each, `peak` in bytes, and the `losses`."""
     side = Path(__file__).with_name("training_sides.py")
-    given = [who, what, str(weights / FOLDER), str(size), str(steps), clock, str(int(checkpointing))]
+    given = [who, what, str(weights / FOLDER), str(size), str(steps), clock, device, str(int(checkpointing))]
     done = subprocess.run([sys.executable, str(side), *given], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{who} could not train:\n{done.stderr}")
@@ -46,6 +46,7 @@ def one(
 def main() -> None:
     parser = arguments(__doc__)
     add_clock(parser)
+    add_device(parser)
     parser.add_argument("--whats", nargs="+", choices=("lora", "full"), default=["lora", "full"])
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, on both sides")
     parser.add_argument("--preset", choices=[name for name in PRESETS if name in ("sd1", "tiny")], default="sd1")
@@ -59,21 +60,20 @@ def main() -> None:
     size = preset.width if options.size is None else options.size
     report = Report.of(options, "diffusers", "peft")
     with folder(options.preset, "float32", options.scratch) as weights:
-        for what in options.whats:
+        for device, what in [(device, what) for device in devices(options) for what in options.whats]:
             seconds: dict[str, list[float]] = {who: [] for who in options.who}
             peaks: dict[str, list[int]] = {who: [] for who in options.who}
             for turn in range(options.turns):
                 for who in options.who if turn % 2 == 0 else reversed(options.who):
-                    found = one(
-                        who, what, weights, size, options.steps, options.clock, checkpointing=options.checkpointing
-                    )
+                    asked = (who, what, weights, size, options.steps, options.clock, device)
+                    found = one(*asked, checkpointing=options.checkpointing)
                     assert isinstance(found["seconds"], list) and isinstance(found["peak"], int)
                     print(f"  {who}: {found}", file=sys.stderr, flush=True)
                     seconds[who] += found["seconds"]
                     peaks[who].append(found["peak"])
             how = ", gradient checkpointing" if options.checkpointing else ""
-            title = f"{preset.title}: {what}, {size}x{size}, batch 1, float32, {options.clock} clock{how}"
-            aims = {DIFFUSERS: AIM} if options.preset == "sd1" else None
+            title = f"{preset.title}: {what}, {size}x{size}, batch 1, float32, {device}, {options.clock} clock{how}"
+            aims = {DIFFUSERS: AIM} if (options.preset, device) == ("sd1", "cpu") else None
             times = {who: Times(taken) for who, taken in seconds.items()}
             report.times(title, times, "s" if max(t.median for t in times.values()) > 0.5 else "ms", aims)
             gigabytes = {who: median(found) / 1e9 for who, found in peaks.items()}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,20 +27,20 @@ class EnoughError(Exception):
 
 
 def ours(
-    what: str, model: Path, size: int, steps: int, clock: Callable[[], float], *, checkpointing: bool
+    what: str, model: Path, size: int, steps: int, clock: Callable[[], float], device: str, *, checkpointing: bool
 ) -> list[float]:
     """Seconds of each step but the first, of the recipe in its loop."""
     from safelight.training.loop import train  # noqa: PLC0415 - a process imports one side only
     from safelight.training.recipe import Turn  # noqa: PLC0415
     from safelight.training.recipes.dreambooth import DreamBooth  # noqa: PLC0415
     from safelight.training.recipes.lora import LoraRecipe  # noqa: PLC0415
-    from safelight.training.recipes.settings import (  # noqa: PLC0415
+    from safelight.training.recipes.tuning import TuningBatch  # noqa: PLC0415
+    from safelight.training.recipes.tuning_settings import (  # noqa: PLC0415
         DreamBoothSettings,
         LoraSettings,
         TuningData,
         TuningLoop,
     )
-    from safelight.training.recipes.tuning import TuningBatch  # noqa: PLC0415
 
     began: list[float] = []
 
@@ -59,7 +60,10 @@ def ours(
             pixels = torch.randint(256, (8, 8, 3), generator=torch.Generator().manual_seed(k), dtype=torch.uint8)
             Image.fromarray(pixels.numpy()).resize((size, size)).save(pictures / f"{k}.png")
         data = TuningData(data=pictures, caption="a", size=size, square=True)
-        loop = TuningLoop(output=Path(temporary) / "out", images=1000, lr=LR, clip=CLIP, weight_decay=DEFAULT_DECAY)
+        where: Literal["auto", "cpu"] = "cpu" if device == "cpu" else "auto"
+        loop = TuningLoop(
+            output=Path(temporary) / "out", images=1000, lr=LR, clip=CLIP, weight_decay=DEFAULT_DECAY, device=where
+        )
         common = {"model": str(model), "gradient_checkpointing": checkpointing}
         if what == "lora":
             made = type("Lora", (Watched, LoraRecipe), {})
@@ -72,13 +76,13 @@ def ours(
 
 
 def theirs(
-    what: str, model: Path, size: int, steps: int, clock: Callable[[], float], *, checkpointing: bool
+    what: str, model: Path, size: int, steps: int, clock: Callable[[], float], device: str, *, checkpointing: bool
 ) -> list[float]:
     """The same of diffusers' example scripts, `train_text_to_image.py` and `train_text_to_image_lora.py`."""
     from diffusers import DDPMScheduler, UNet2DConditionModel  # noqa: PLC0415 - a process imports one side only
     from peft import LoraConfig  # noqa: PLC0415
 
-    unet = UNet2DConditionModel.from_pretrained(model / "unet")
+    unet = UNet2DConditionModel.from_pretrained(model / "unet").to(device)
     scheduler = DDPMScheduler.from_pretrained(model / "scheduler")
     if what == "lora":
         unet.requires_grad_(False)
@@ -91,14 +95,14 @@ def theirs(
     optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.999), weight_decay=DEFAULT_DECAY, eps=1e-8)
     generator = torch.Generator().manual_seed(0)
     side = size // 8 if unet.config.in_channels == 4 else size
-    latents = torch.randn(PICTURES, unet.config.in_channels, side, side, generator=generator)
-    context = torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator)
+    latents = torch.randn(PICTURES, unet.config.in_channels, side, side, generator=generator).to(device)
+    context = torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator).to(device)
     seconds = []
     for step in range(steps + 1):
         started = clock()
         latent = latents[step % PICTURES][None]
-        noise = torch.randn(latent.shape, generator=generator)
-        t = torch.randint(scheduler.config.num_train_timesteps, (1,), generator=generator)
+        noise = torch.randn(latent.shape, generator=generator).to(device)
+        t = torch.randint(scheduler.config.num_train_timesteps, (1,), generator=generator).to(device)
         predicted = unet(scheduler.add_noise(latent, noise, t), t, context, return_dict=False)[0]
         loss = F.mse_loss(predicted.float(), noise, reduction="mean")
         loss.backward()
@@ -111,10 +115,25 @@ def theirs(
 
 
 def main() -> None:
-    who, what, model, size, steps, clock, checkpointing = sys.argv[1:]
+    who, what, model, size, steps, clock, device, checkpointing = sys.argv[1:]
     side = ours if who == SAFELIGHT else theirs
-    seconds = side(what, Path(model), int(size), int(steps), CLOCKS[clock], checkpointing=bool(int(checkpointing)))
-    print(json.dumps({"seconds": seconds, "peak": peak()}))
+    recomputes = bool(int(checkpointing))
+    seconds = side(
+        what, Path(model), int(size), int(steps), _waited(CLOCKS[clock], device), device, checkpointing=recomputes
+    )
+    most = peak() if device == "cpu" else torch.cuda.max_memory_allocated()
+    print(json.dumps({"seconds": seconds, "peak": most}))
+
+
+def _waited(clock: Callable[[], float], device: str) -> Callable[[], float]:
+    """The clock, read when the device is done."""
+
+    def read() -> float:
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return clock()
+
+    return read
 
 
 if __name__ == "__main__":

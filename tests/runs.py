@@ -64,12 +64,6 @@ class OnePart:
             write_tensors(folder / f"{name}.{MODEL}", module.state_dict())
         (folder / "config.json").write_text("{}", "utf-8")
 
-    def state_dict(self) -> dict[str, float]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Nothing of its own."""
-
 
 class TwoParts(OnePart):
     """A generator and a critic with batch norm and dropout, both random numbers' kinds, and a number of its own."""

@@ -53,3 +53,11 @@ def test_its_pictures_are_told_by_their_captions_and_judged_by_its_own_number(
     assert first == [(tmp_path / f"{k}.png").read_bytes() for k in range(8)]
     assert labels(creature.facts("red", "left")).objects == (len(NAMES),)
     assert labels(creature.facts("red", "left", "dyed owl")).objects == (NAMES.index("owl"),)
+
+
+def test_the_page_says_the_commands_that_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    methods = importlib.import_module("jojo.methods").METHODS
+    page = " ".join((BENCHMARKS.parent / "docs" / "fine-tuning.md").read_text().replace("\\\n", " ").split())
+    for name, method in methods.items():
+        assert method.line(name, method.prior) in page, f"docs/fine-tuning.md has another command for {method.title}"

@@ -6,6 +6,7 @@ The registry drives the tests: each member is made small, and written, read and 
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from checkpoint_cases import same
 from folder_cases import REFUSED, WRITTEN, edit, plain, without_habits
 from golden_cases import agree
 from safelight.checkpoints import Checkpoint, read, write_folder
-from safelight.checkpoints.folder import descriptions
+from safelight.checkpoints.folder import SamplingWarning, descriptions
 from safelight.checkpoints.index import read_index
 from safelight.checkpoints.layouts import diffusers as layouts
 from safelight.checkpoints.pipelines import PIPELINES, pipeline_for
@@ -314,6 +315,20 @@ def test_a_pipeline_is_of_the_right_sampler() -> None:
     assert descriptions(PRESETS["ldm-celeba"])["scheduler/scheduler_config.json"]["_class_name"] == "DDIMScheduler"
     euler = descriptions(replace(PRESETS["ldm-celeba"], sampler="euler"))
     assert euler["scheduler/scheduler_config.json"]["_class_name"] == "DDIMScheduler", "the pipeline knows no other"
+
+
+def test_what_diffusers_samples_otherwise_is_said_and_kept_beside(tmp_path: Path) -> None:
+    made = filled(toy_preset(PRESETS["sd1"]))
+    odd = replace(made, preset=replace(made.preset, sampler="er_sde"))
+    with pytest.warns(SamplingWarning) as said:
+        write_folder(tmp_path / "odd", odd)
+    (line,) = (str(one.message) for one in said)
+    assert line.startswith("diffusers will sample odd otherwise than Safelight, which reads safelight.json: ")
+    assert "er_sde" in line and "\n" not in line
+    assert read(tmp_path / "odd").preset.sampler == "er_sde"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_folder(tmp_path / "plain", made)
 
 
 def test_a_given_vocabulary_does_not_change_what_prompts_are_filled_up_with(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_presets_configs_go_out_and_come_back(tmp_path: Path, name: str) -> No
     ):
         for prediction in ("eps", "v"):
             wanted = replace(preset, schedule=schedule, prediction=prediction)
-            (tmp_path / "s").write_text(json.dumps(configs.schedule_json(wanted)))
+            (tmp_path / "s").write_text(json.dumps(configs.scheduler_json(configs.Scheduling.of(wanted))[0]))
             assert configs.read_schedule(tmp_path / "s", preset) == wanted
 
 
@@ -457,7 +457,7 @@ def test_diffusers_reads_what_we_write_and_we_read_what_diffusers_writes(tmp_pat
 @pytest.mark.parametrize("sampler", [*configs.SCHEDULERS, "another"])
 def test_diffusers_accepts_every_scheduler_that_is_written(tmp_path: Path, sampler: str) -> None:
     library = pytest.importorskip("diffusers")
-    content = configs.schedule_json(replace(TOY.preset, sampler=sampler))
+    content = configs.scheduler_json(configs.Scheduling.of(replace(TOY.preset, sampler=sampler)))[0]
     if content["_class_name"] == "DPMSolverSDEScheduler":
         pytest.importorskip("torchsde")
     scheduler = getattr(library, str(content["_class_name"])).from_config(content)

@@ -321,7 +321,7 @@ def test_a_pipeline_that_knows_one_class_gets_it() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_reading_keeps_the_table_that_the_member_aligns_its_steps_by(tmp_path: Path, name: str) -> None:
     preset = PRESETS[name]
-    (tmp_path / "s").write_text(json.dumps(configs.schedule_json(preset)))
+    (tmp_path / "s").write_text(json.dumps(scheduler_json(Scheduling.of(preset))[0]))
     found = configs.read_schedule(tmp_path / "s", preset)
     assert found == preset and found.schedule.aligned == preset.schedule.aligned
 

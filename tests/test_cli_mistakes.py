@@ -57,7 +57,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         [*DRAW, "--width", "721", "--height", "408"],
         "the nearest that work are 720 or 728",
     ),
-    "unknown dtype": ([*DRAW, "--dtype", "int4"], "--dtype cannot be 'int4': choose float32, bfloat16, float16 or int8\n"),
+    "unknown dtype": ([*DRAW, "--dtype", "int4"], "--dtype cannot be 'int4': choose float32, bfloat16,"),
     "unknown device": ([*DRAW, "--device", "abacus"], "no device 'abacus'"),
     "no such model": (["txt2img", "x", "--model", "nothing.safetensors"], "nothing.safetensors"),
     "preset without weights": (["txt2img", "x", "--model", "sd1"], "not shipped"),

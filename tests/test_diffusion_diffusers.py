@@ -25,6 +25,11 @@ from safelight.diffusion.samplers import SAMPLERS, finish, start
 from safelight.diffusion.schedule import Schedule
 from safelight.diffusion.sigmas import sigmas, tail
 
+pytestmark = [  # their dpm_2 gives torch's tensors to numpy's functions, one by one for every level
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning:diffusers"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning:numpy"),
+]
+
 CONFIG = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

@@ -53,8 +53,8 @@ def _told(batch: int = 2, context: int | None = 24, size: tuple[int, int] = (10,
 TILES: packed.Tiles = ((60, (4, 4)), (40, (2, 4)), (1, (2, 2)))
 
 
-def _pack(network: nn.Module, release: packed.Release = lambda weight: None) -> None:
-    packed.pack(network, release, TILES)
+def _pack(network: nn.Module, pages: packed.Pages = packed.HELD) -> None:
+    packed.pack(network, pages, TILES)
 
 
 def _same(a: Tensor, b: Tensor) -> None:
@@ -204,14 +204,31 @@ def test_without_room_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -
     wanted = ask(unet)
     monkeypatch.setattr(packed, "_free_bytes", lambda: 0.0)
     _pack(unet)
-    _same(ask(unet), wanted)
+    with pytest.warns(packed.ShortMemoryWarning, match="memory is short") as said:
+        _same(ask(unet), wanted)
+    assert len(said) == 1
     assert all(module.packing.form is None for module in unet.modules() if hasattr(module, "packing"))
 
 
 def test_what_was_laid_out_is_told_once() -> None:
     unet, ask = _unet(), _told()
-    told: list[Tensor] = []
-    _pack(unet, told.append)
+    pages = _Noted()
+    _pack(unet, pages)
     ask(unet)
     ask(unet)
-    assert len(told) == len({id(weight) for weight in told}) > 10
+    assert [id(weight) for weight in pages.brought] == [id(weight) for weight in pages.released]
+    assert len(pages.released) == len({id(weight) for weight in pages.released}) > 10
+
+
+class _Noted:
+    """What is brought, and let go of."""
+
+    def __init__(self) -> None:
+        self.brought: list[Tensor] = []
+        self.released: list[Tensor] = []
+
+    def bring(self, weight: Tensor) -> None:
+        self.brought.append(weight)
+
+    def release(self, weight: Tensor) -> None:
+        self.released.append(weight)

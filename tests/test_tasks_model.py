@@ -272,8 +272,8 @@ def test_loading_mistakes(tmp_path: Path) -> None:
     folder = toy_folder(tmp_path / "toy")
     with pytest.raises(RequestError, match="there is no device 'abacus' here"):
         safelight.load(folder, device="abacus")
-    with pytest.raises(RequestError, match="cannot run in 'int8': use float32"):
-        safelight.load(folder, dtype="int8")
+    with pytest.raises(RequestError, match="cannot run in 'int4': use float32"):
+        safelight.load(folder, dtype="int4")
     with pytest.raises(ModelFileError, match="weights of 'sd1' are not shipped"):
         safelight.load("sd1")
     with pytest.raises(ModelFileError):

@@ -92,6 +92,15 @@ def test_every_sampler_takes_all_shortcuts(model: Model, sampler: str) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.unet.modules())
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_is_changed_by_each_shortcut_alone(model: Model, sampler: str) -> None:
+    request = PLAIN.changed(sampler=sampler)
+    (plain,) = model.draw(request)
+    for fields in (*ASKED.values(), {"guidance_interval": (0.0, 0.5)}):
+        (image,) = model.draw(request.changed(**fields))
+        assert far(image, plain) > 0, fields
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_adaptive", "dpmpp_sde", "restart"])
 @pytest.mark.parametrize("change", [{}, {"window": 32}, {"one_by_one": True}, {"pag": 2.0}])
 def test_a_picture_does_not_depend_on_its_batch(model: Model, sampler: str, change: dict[str, object]) -> None:

@@ -19,7 +19,7 @@ from safelight.training.kohya import Sizes, read_dataset
 from safelight.training.recipes.arranging import arranged
 from safelight.training.recipes.dreambooth import DreamBooth
 from safelight.training.recipes.lora import LoraRecipe
-from safelight.training.recipes.settings import DreamBoothSettings, LoraSettings, TuningData, TuningLoop
+from safelight.training.recipes.tuning_settings import DreamBoothSettings, LoraSettings, TuningData, TuningLoop
 from safelight.training.tags import Tags
 from tuning_cases import data, loop, pictures, require_exact_resume, toy_model
 

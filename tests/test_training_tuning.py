@@ -26,14 +26,14 @@ from safelight.tasks.requests import TextToImage
 from safelight.training.loop import train
 from safelight.training.recipes.dreambooth import DreamBooth
 from safelight.training.recipes.lora import LoraRecipe
-from safelight.training.recipes.settings import (
+from safelight.training.recipes.tuning import TUNED, Tuning, buckets_for
+from safelight.training.recipes.tuning_settings import (
     DreamBoothSettings,
     LoraSettings,
     TuningData,
     TuningLoop,
     TuningSettings,
 )
-from safelight.training.recipes.tuning import TUNED, Tuning, buckets_for
 from tuning_cases import data, loop, newest, pictures, require_exact_resume, toy_model
 
 KINDS = ("lora", "locon", "loha", "lokr", "dora")

@@ -11,15 +11,15 @@ import pytest
 from safelight.training.recipes.dreambooth import DreamBooth
 from safelight.training.recipes.hypernetwork import HypernetworkRecipe
 from safelight.training.recipes.lora import LoraRecipe
-from safelight.training.recipes.settings import (
+from safelight.training.recipes.textual_inversion import TextualInversion
+from safelight.training.recipes.tuning import Tuning
+from safelight.training.recipes.tuning_settings import (
     DreamBoothSettings,
     HypernetworkSettings,
     InversionSettings,
     LoraSettings,
     TuningLoop,
 )
-from safelight.training.recipes.textual_inversion import TextualInversion
-from safelight.training.recipes.tuning import Tuning
 from tuning_cases import data, pictures, require_exact_resume, toy_model
 
 IMAGES = 24

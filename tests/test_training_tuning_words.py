@@ -16,9 +16,9 @@ from safelight.cli import main
 from safelight.errors import DataError, TrainingError
 from safelight.training.loop import train
 from safelight.training.recipes.hypernetwork import HypernetworkRecipe
-from safelight.training.recipes.settings import HypernetworkSettings, InversionSettings
 from safelight.training.recipes.textual_inversion import TextualInversion
 from safelight.training.recipes.tuning import Tuning
+from safelight.training.recipes.tuning_settings import HypernetworkSettings, InversionSettings
 from tuning_cases import data, loop, newest, pictures, require_exact_resume, toy_model
 
 WORD = "jojo"

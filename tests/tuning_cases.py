@@ -20,8 +20,8 @@ from runs import require_equal
 from safelight.presets import PRESETS
 from safelight.training.loop import train
 from safelight.training.recipe import Turn
-from safelight.training.recipes.settings import TuningData, TuningLoop
 from safelight.training.recipes.tuning import Tuning, TuningBatch
+from safelight.training.recipes.tuning_settings import TuningData, TuningLoop
 from safelight.training.store import read_tensors
 
 Make = Callable[[TuningLoop], Tuning]

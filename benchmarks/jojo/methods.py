@@ -17,7 +17,7 @@ from pathlib import Path
 import safelight
 from jojo.asking import Wearing, class_prompts
 from safelight.training.recipes.prior import with_class
-from safelight.training.recipes.settings import LoraSettings, TuningLoop
+from safelight.training.recipes.tuning_settings import LoraSettings, TuningLoop
 
 PICTURES, CLASS_PROMPTS, CLASS_PICTURES, CLASS_IMAGES = "jojo", "class.txt", "class", 192
 PRIOR = f"--class-prompts {CLASS_PROMPTS} --class-data {CLASS_PICTURES} --class-images {CLASS_IMAGES}"

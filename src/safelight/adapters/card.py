@@ -27,15 +27,23 @@ _OF_NOTHING = hashlib.sha256().hexdigest()
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
+_SPEC = {
+    "trigger": "trigger_phrase",
+    "author": "author",
+    "description": "description",
+    "usage": "usage_hint",
+    "licence": "license",
+    "date": "date",
+}
+"""What ModelSpec calls the fields of `Said`."""
+
+
 @dataclass(frozen=True)
-class Card:
-    """What a file says of itself, in a stranger's words: printable, one line each, and short."""
+class Said:
+    """What people say of a file."""
 
     name: str
-    """Of the file, without its ending: what prompts call it."""
-    alias: str | None = None
-    """What it was called in training."""
-    title: str | None = None
+    """What it is called; of a file that was read, without its ending: what prompts call it."""
     trigger: str | None = None
     """The phrase that it was taught."""
     author: str | None = None
@@ -43,6 +51,16 @@ class Card:
     usage: str | None = None
     licence: str | None = None
     date: str | None = None
+    """As ISO 8601 has it."""
+
+
+@dataclass(frozen=True)
+class Card(Said):
+    """What a file says of itself, in a stranger's words: printable, one line each, and short."""
+
+    alias: str | None = None
+    """What it was called in training."""
+    title: str | None = None
     architecture: str | None = None
     """ModelSpec's name of the family."""
     base_model: str | None = None
@@ -67,33 +85,19 @@ class Card:
             name=name,
             alias=said("ss_output_name"),
             title=said("modelspec.title", "ss_training_comment"),
-            trigger=said("modelspec.trigger_phrase"),
-            author=said("modelspec.author"),
-            description=said("modelspec.description"),
-            usage=said("modelspec.usage_hint"),
-            licence=said("modelspec.license"),
-            date=said("modelspec.date"),
             architecture=said("modelspec.architecture"),
             base_model=said("ss_sd_model_name"),
             base_version=said("ss_base_model_version"),
             resolution=said("modelspec.resolution", "ss_resolution"),
             words=_words(metadata.get("ss_tag_frequency")),
+            **{ours: said(f"modelspec.{theirs}") for ours, theirs in _SPEC.items()},
         )
 
 
 @dataclass(frozen=True)
-class About:
+class About(Said):
     """What is to be said of a file that is written."""
 
-    name: str
-    """What it is called: kohya's `ss_output_name`."""
-    trigger: str | None = None
-    author: str | None = None
-    description: str | None = None
-    usage: str | None = None
-    licence: str | None = None
-    date: str | None = None
-    """As ISO 8601 has it."""
     training: Mapping[str, str] = field(default_factory=dict)
     """Further `ss_*` fields: how it was trained. They go before those made here."""
 
@@ -117,15 +121,8 @@ def metadata_of(kinds: Mapping[str, Mapping[str, Kind]], preset: Preset, about: 
         "ss_network_args": json.dumps(arguments),
         "ss_output_name": about.name,
     }
-    said = {
-        "trigger_phrase": about.trigger,
-        "author": about.author,
-        "description": about.description,
-        "usage_hint": about.usage,
-        "license": about.licence,
-        "date": about.date,
-        "prediction_type": {"eps": "epsilon"}.get(preset.prediction, preset.prediction),
-    }
+    said = {theirs: getattr(about, ours) for ours, theirs in _SPEC.items()}
+    said["prediction_type"] = {"eps": "epsilon"}.get(preset.prediction, preset.prediction)
     spec = {
         "sai_model_spec": SPEC,
         "architecture": f"{architecture}/lora",

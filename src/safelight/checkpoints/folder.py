@@ -5,6 +5,7 @@ What may be in which folder stands in `pipelines`, and of which classes in `kind
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from safelight.models.tokenizer import BertTokenizer, ClipTokenizer, Tokenizing
 from safelight.presets import Preset
 
 EXTRACTOR = "preprocessor_config.json"
+
+
+class SamplingWarning(UserWarning):
+    """diffusers samples a model that was written otherwise than Safelight does."""
 
 
 def weight_names(kind: Kind) -> list[str]:
@@ -89,7 +94,8 @@ def read_folder(folder: Path, preset: Preset | None = None, tokenizer: Path | No
 def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a model in the diffusers folder layout, in the dtype of its weights, with its preset beside.
 
-    diffusers' pipeline of such members reads it. Either all of it is there afterwards, or nothing.
+    diffusers' pipeline of such members reads it. Either all of it is there afterwards, or nothing. In what diffusers
+    samples it otherwise than by the preset is said (`SamplingWarning`).
 
     Raises:
         OutputError: the disk is full, or `folder` is something else than an earlier model.
@@ -98,6 +104,10 @@ def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
     preset, tokenizers = checkpoint.preset, checkpoint.vocabularies()
     texts = descriptions(preset)
     _, pipeline = pipeline_for(preset)
+    _, otherwise = configs.scheduler_json(configs.Scheduling.of(preset), pipeline.schedulers)
+    if otherwise:
+        told = f"diffusers will sample {folder.name} otherwise than Safelight, which reads {PRESET}: "
+        warnings.warn(told + "; ".join(otherwise), SamplingWarning, stacklevel=2)
     networks = preset.networks
     with staged_folder(Path(folder), INDEX) as staging:
         for place in pipeline.places:
@@ -129,7 +139,7 @@ def descriptions(preset: Preset) -> dict[str, Mapping[str, object]]:
         for place in pipeline.places
         if place.part in networks
     }
-    schedules = {SCHEDULER: configs.schedule_json(preset, pipeline.schedulers)}
+    schedules = {SCHEDULER: configs.scheduler_json(configs.Scheduling.of(preset), pipeline.schedulers)[0]}
     schedules |= {folder: configs.noise_json(schedule) for folder, schedule in noises_of(preset).items()}
     files |= {f"{folder}/{SCHEDULE}": content for folder, content in schedules.items()}
     others = {folder: ("diffusers", content["_class_name"]) for folder, content in schedules.items()}

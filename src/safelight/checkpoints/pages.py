@@ -15,24 +15,20 @@ MAPS = Path("/proc/self/maps")
 """Where Linux says what of this process's memory is mapped from files."""
 
 
+PAGE = mmap.PAGESIZE
 _POPULATE_READ = 22
 """Of madvise(2), from Linux 5.14 on."""
 
 
 def read_ahead(tensors: Iterable[Tensor]) -> None:
-    """Have the system map the pages of tensors that are going to be read at once, all together and beside other work:
-    page by page, when they are met, it takes a text tower longer than its arithmetic. Where this is not known, nothing
-    is done.
-    """
-    if sys.platform == "linux":
-        Thread(target=_populate, args=(list(tensors),), daemon=True).start()
+    """Have tensors that are going to be read at once brought beside other work, as `MappedPages.bring` does it."""
+    held, pages = list(tensors), MappedPages()
 
+    def bring() -> None:
+        for tensor in held:
+            pages.bring(tensor)
 
-def _populate(tensors: Iterable[Tensor]) -> None:
-    for tensor in tensors:
-        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
-        first, last = start // mmap.PAGESIZE * mmap.PAGESIZE, -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _POPULATE_READ)
+    Thread(target=bring, daemon=True).start()
 
 
 class MappedPages:
@@ -47,6 +43,15 @@ class MappedPages:
                     first, _, last = span.partition("-")
                     self._spans.append((int(first, 16), int(last, 16)))
 
+    def bring(self, tensor: Tensor) -> None:
+        """Map all pages under a tensor that is mapped from a file, as it is about to be read.
+
+        One by one, when they are met, takes a text tower longer than its arithmetic. Does nothing to any other tensor.
+        """
+        start, end = _span(tensor)
+        if self._are_mapped(start, end):
+            self._advise(start // PAGE * PAGE, -(-end // PAGE) * PAGE, _POPULATE_READ)
+
     def release(self, tensor: Tensor) -> None:
         """Let go of the memory under a tensor that is mapped from a file, once its numbers were copied elsewhere.
 
@@ -55,10 +60,21 @@ class MappedPages:
         Args:
             tensor: as it was read; what was written to it since would be lost.
         """
-        numbers = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        start, end = tensor.data_ptr(), tensor.data_ptr() + numbers * tensor.element_size()
-        if any(first <= start and end <= last for first, last in self._spans):
-            # Only pages that it has for itself. A refusal costs nothing but the memory.
-            first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-            if sys.platform == "linux" and first < last:
-                ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+        start, end = _span(tensor)
+        if self._are_mapped(start, end):  # only pages that it has for itself
+            self._advise(-(-start // PAGE) * PAGE, end // PAGE * PAGE, mmap.MADV_DONTNEED)
+
+    def _are_mapped(self, start: int, end: int) -> bool:
+        return any(first <= start and end <= last for first, last in self._spans)
+
+    @staticmethod
+    def _advise(first: int, last: int, advice: int) -> None:
+        """A refusal costs nothing but time or memory."""
+        if sys.platform == "linux" and first < last:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses that a tensor's numbers are between."""
+    numbers = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + numbers * tensor.element_size()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from safelight.diffusion.schedule import Schedule
+from safelight.sending import sent
 
 Prediction = Literal["eps", "v", "x0"]
 
@@ -87,7 +88,7 @@ class Denoiser(Generic[C]):
     def _ask(self, x: Tensor, level: float | Tensor, cond: C) -> Tensor:
         """The network's raw answer in float32. x is scaled to unit variance on the way in."""
         if isinstance(level, Tensor):
-            t = self.schedule.t(level.flatten()).to(x.device)
+            t = sent(self.schedule.t(level.flatten()), x.device)
         else:
             t = torch.full((x.shape[0],), self.schedule.t(level), dtype=torch.float32, device=x.device)
         scaled = x * _like((1 + level * level) ** -0.5, x)
@@ -107,4 +108,4 @@ def _level(sigma: Tensor) -> float | Tensor:
 
 def _like(scale: float | Tensor, x: Tensor) -> float | Tensor:
     """A scale that multiplies x without changing its dtype."""
-    return scale.to(x.device, x.dtype) if isinstance(scale, Tensor) else scale
+    return sent(scale, x.device, x.dtype) if isinstance(scale, Tensor) else scale

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from safelight.sending import sent
+
 
 class NoiseSource(Protocol):
-    """Where samplers get their noise from: float32, on the CPU."""
+    """Where samplers get their noise from: float32, on the CPU or where the latent is."""
 
     def __call__(self) -> Tensor:
         """The next standard normal draw (B, C, h, w), independent of all others."""
@@ -53,6 +56,22 @@ class Noise:
     def between(self, s: float, s_next: float) -> Tensor:
         """The increment (B, C, h, w) of each picture's Brownian path between two noise levels: see `BrownianPath`."""
         return torch.stack([path.between(s, s_next) for path in self._paths])
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The draws of another source, made there and sent to a device without waiting for it."""
+
+    source: NoiseSource
+    device: torch.device
+
+    def __call__(self) -> Tensor:
+        """The next draw (B, C, h, w), float32, on the device."""
+        return sent(self.source(), self.device)
+
+    def between(self, s: float, s_next: float) -> Tensor:
+        """As the source's, on the device."""
+        return sent(self.source.between(s, s_next), self.device)
 
 
 DEPTH = 11

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from safelight.diffusion.denoiser import C, C_contra, Denoiser, Prediction
 from safelight.diffusion.schedule import Schedule
+from safelight.sending import sent
 
 _CLOSE = 1e-6
 """Relative: a sigma so near to a level is that level."""
@@ -80,7 +81,7 @@ class Reusing(Denoiser[C]):
             return shallow
         # Pictures step at levels of their own. All are asked both ways, so that rows stay those of their pictures.
         whole, deep = self._deep_network(x, t, cond, None)
-        rows = torch.tensor(stale, device=x.device).view(-1, 1, 1, 1)
+        rows = sent(torch.tensor(stale), x.device).view(-1, 1, 1, 1)
         memory.deep = torch.where(rows, deep, memory.deep)
         memory.spans = [new if old else known for new, known, old in zip(spans, memory.spans, stale, strict=True)]
         return torch.where(rows, whole, shallow)

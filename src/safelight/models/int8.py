@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.models.layers import DoublingConv, Downsample, PositionAttention, ResnetBlock, Upsample
-from safelight.models.packed import Form, Packing, Release, Room, told_of_the_words, version
+from safelight.models.packed import HELD, Form, Packing, Pages, Room, told_of_the_words, version
 from safelight.models.spatial_transformer import GEGLU, SpatialTransformer
 from safelight.models.unet import Level, UNet
 
@@ -206,19 +206,20 @@ def rounded_weights(network: UNet) -> dict[str, nn.Parameter]:
     return {name: network.get_parameter(name) for name in _layers(network)}
 
 
-def quantise(network: UNet, read: Mapping[str, Quantised], release: Release = lambda weight: None) -> None:
+def quantise(network: UNet, read: Mapping[str, Quantised], pages: Pages = HELD) -> None:
     """Have the products of a UNet in whole numbers.
 
     Args:
         read: the whole numbers of weights as they are now, by name; those of others are found when they are needed.
-        release: told of every weight that was laid out and is still the one that is there now.
+        pages: of these, and of the weights; those that are laid out are let go of.
     """
     room = Room.free()
     for name, layer in _layers(network).items():
-        weight = network.get_parameter(name)
+        weight: Tensor = network.get_parameter(name)
         layer.__class__ = _INT8[type(layer)]
-        layer.packing = Packing(room, release, (), (weakref.ref(weight), version(weight)))  # type: ignore[assignment]
-        layer.read = read.get(name)  # type: ignore[assignment]
+        own, known = (weakref.ref(weight), version(weight)), read.get(name)
+        layer.packing = Packing(room, pages, (), own, width=1, reads=known is None)  # type: ignore[assignment]
+        layer.read = known  # type: ignore[assignment]
 
 
 def _layers(network: UNet) -> dict[str, nn.Module]:
@@ -248,11 +249,12 @@ def _form(
     def laid_out(new: Tensor) -> Form:
         if layer.read is None or not layer.packing.is_read(weight):
             return lay_out(Quantised.of(new))
+        layer.packing.pages.bring(layer.read.codes)
         form = lay_out(layer.read)
-        layer.packing.release(layer.read.codes)
+        layer.packing.pages.release(layer.read.codes)
         return form
 
-    return layer.packing.of(weight, laid_out, width=1)
+    return layer.packing.of(weight, laid_out)
 
 
 def _each(x: Tensor, answer: Callable[[Given], Tensor]) -> Tensor | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from safelight.models.spatial_transformer import SpatialTransformer, TransformerBlock
 from safelight.models.unet import UNet, UNetConfig
+from safelight.sending import sent
 
 SQUARE = 2
 """One position of each square of so many by so many may be merged into: the rest, 3/4, is the most that is merged."""
@@ -64,7 +65,7 @@ def matched(metric: Tensor, size: tuple[int, int], ratio: float, choice: Tensor)
     places = (top[:, None] + choice // SQUARE) * w + left + choice % SQUARE  # (B, h/2, w/2)
     to = places.flatten(1)
     others = torch.ones(B, h * w, dtype=torch.bool).scatter_(1, to, False).nonzero()[:, 1].view(B, -1)
-    to, others = to.to(metric.device), others.to(metric.device)  # (B, D), (B, L - D)
+    to, others = sent(to, metric.device), sent(others, metric.device)  # (B, D), (B, L - D)
     if to.shape[1] == 0:  # a level of a single row or column
         return Merge(others, others[:, :0], torch.arange(L, device=metric.device).expand(B, L))
     unit = F.normalize(metric, dim=-1)

@@ -12,12 +12,13 @@ With gradients, on another device or in another dtype than float32, a packed lay
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +35,9 @@ SMALLEST_WEIGHT = 1 << 12
 """Numbers of a weight that is worth it."""
 Tiles = tuple[tuple[int, winograd.Tile], ...]
 """From so many positions of a picture on, convolutions are by tiles of this size."""
-TILES: Tiles = ((4096, (4, 4)), (1024, (2, 4)), (256, (2, 2)))
-"""A laid out kernel is 4, 2.7 or 1.8 times as large as it was; for fewer positions reading it would take longer than
-the arithmetic that it saves."""
+TILES: Tiles = ((1024, (4, 4)), (256, (2, 2)))
+"""A laid out kernel is 4, 2.7 or 1.8 times as large as it was: the deep levels, which have most of the weights and few
+positions, would gain less time than they would cost memory."""
 FINE_TILES: Tiles = ((1024, (2, 4)), (256, (2, 2)))
 """The same, more exact: for an autoencoder, of which nearly all is such convolutions."""
 WINOGRAD_CHANNELS = 192
@@ -45,10 +46,34 @@ SHARE = 0.5
 """Of the memory that is free when a network is packed: what its laid out weights may take. Others stay as they are.
 There are two such networks."""
 
-Release = Callable[[Tensor], None]
-"""Lets go of the memory of a weight that can be had again from its file."""
+
+class Pages(Protocol):
+    """The memory of weights that can be had from their file."""
+
+    def bring(self, weight: Tensor) -> None:
+        """Have all of it there: it is about to be read."""
+
+    def release(self, weight: Tensor) -> None:
+        """Let go of it: it can be had again."""
+
+
+class Held:
+    """Of weights that are in memory and stay there."""
+
+    def bring(self, weight: Tensor) -> None:
+        """It is there."""
+
+    def release(self, weight: Tensor) -> None:
+        """It cannot be had again."""
+
+
+HELD: Pages = Held()
 Form = list[Tensor]
 """What a weight is laid out as: at each of Winograd's points, both halves, or one tensor for all."""
+
+
+class ShortMemoryWarning(UserWarning):
+    """Not all weights could be laid out."""
 
 
 @dataclass
@@ -56,11 +81,22 @@ class Room:
     """Bytes that may still be taken."""
 
     left: float
+    said: bool = False
+    """That it is not enough."""
 
     @classmethod
     def free(cls) -> Room:
         """A network's share of what is free now."""
         return cls(SHARE * _free_bytes())
+
+    def say_too_small(self) -> None:
+        """Once: it is as slow as if nobody had laid anything out."""
+        if not self.said:
+            self.said = True
+            told = (
+                "memory is short: some layers are computed the slow way; close other programs, or use --precision int8"
+            )
+            warnings.warn(told, ShortMemoryWarning, stacklevel=2)
 
 
 @dataclass
@@ -68,23 +104,21 @@ class Packing:
     """The laid out form of a weight, and of which weight it is."""
 
     room: Room
-    release: Release
+    pages: Pages
     tiles: Tiles
     read: tuple[weakref.ref[Tensor], int | None]
     """The weight that was there when the network was packed, and its version then: as its file has it."""
+    width: int = 4
+    """Bytes of a number that is laid out."""
+    reads: bool = True
+    """Whether the weight itself is read for it, not something that was made of it before."""
     form: Form | None = None
     """None: none yet, or there was no room for it."""
     _of: weakref.ref[Tensor] | None = None
     _state: tuple[int | None, winograd.Tile | None] = (None, None)
 
-    def of(
-        self, weight: Tensor, lay_out: Callable[[Tensor], Form], tile: winograd.Tile | None = None, width: int = 4
-    ) -> Form | None:
-        """The form of a weight, of a kernel for tiles of a size, made if there is another one or none.
-
-        Args:
-            width: bytes of a number that is laid out.
-        """
+    def of(self, weight: Tensor, lay_out: Callable[[Tensor], Form], tile: winograd.Tile | None = None) -> Form | None:
+        """The form of a weight, of a kernel for tiles of a size, made if there is another one or none."""
         state = version(weight), tile
         if self._of is None or self._of() is not weight or self._state != state:
             if self.form is not None:
@@ -92,11 +126,16 @@ class Packing:
                 self.form = None
             self._of, self._state = weakref.ref(weight), state
             numbers = weight.numel() if tile is None else winograd.points(tile) * weight[:, :, 0, 0].numel()
-            if width * numbers <= self.room.left:
+            if self.width * numbers <= self.room.left:
+                read = self.is_read(weight)
+                if read and self.reads:
+                    self.pages.bring(weight)
                 self.form = lay_out(weight.detach())
                 self.room.left -= _bytes(self.form)
-                if self.is_read(weight):
-                    self.release(weight)  # of any other, the numbers would be lost
+                if read:
+                    self.pages.release(weight)  # of any other, the numbers would be lost
+            else:
+                self.room.say_too_small()
         return self.form
 
     def is_read(self, weight: Tensor) -> bool:
@@ -208,11 +247,11 @@ _PACKED: dict[type[nn.Module], type[nn.Module]] = {
 _PLAIN = {packed: plain for plain, packed in _PACKED.items()} | {ContextLinear: nn.Linear}
 
 
-def pack(network: nn.Module, release: Release = lambda weight: None, tiles: Tiles = TILES) -> None:
+def pack(network: nn.Module, pages: Pages = HELD, tiles: Tiles = TILES) -> None:
     """Have a network computed so; does nothing to small networks, and without oneDNN.
 
     Args:
-        release: told of every weight that was laid out and is still the one that is there now.
+        pages: of the weights as they are now; those that are laid out are let go of.
     """
     parameters = sum(weight.numel() for weight in network.parameters())
     if parameters < SMALLEST or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -225,7 +264,7 @@ def pack(network: nn.Module, release: Release = lambda weight: None, tiles: Tile
             continue
         module.__class__ = packed
         read = weakref.ref(weight), version(weight)
-        module.packing = Packing(room, release, tiles, read)  # type: ignore[assignment]
+        module.packing = Packing(room, pages, tiles, read)  # type: ignore[assignment]
     for layer in told_of_the_words(network):
         if type(layer) is PackedLinear:
             layer.__class__ = ContextLinear

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +53,44 @@ class Tokenizing(Protocol):
         ...
 
 
-class ClipTokenizer:
+class _Vocabulary(ABC):
+    """What is the same whatever the words are made of."""
+
+    vocab: dict[str, int]
+    length: int
+    start_token: int
+    end_token: int
+    pad_token: int
+
+    @abstractmethod
+    def _made(self) -> Tokenizer:
+        """The library's."""
+
+    @cached_property
+    def _engine(self) -> Tokenizer:
+        return self._made()
+
+    @cached_property
+    def _spelling(self) -> dict[int, str]:
+        return {token: word for word, token in self.vocab.items()}
+
+    def words(self, text: str) -> list[int]:
+        """All ids of a text, without marks, of any number."""
+        ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def rows(self, words: Sequence[Sequence[int]]) -> Tensor:
+        """Ids of B texts as `words` gives them -> (B, L) int64: cut, marked at both ends, filled up."""
+        marked = [[self.start_token, *ids[: self.length - 2], self.end_token] for ids in words]
+        filled = [ids + [self.pad_token] * (self.length - len(ids)) for ids in marked]
+        return torch.tensor(filled, dtype=torch.int64).reshape(len(filled), self.length)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """B texts -> (B, L) int64. A text too long loses its tail; the end is always marked."""
+        return self.rows([self.words(text) for text in texts])
+
+
+class ClipTokenizer(_Vocabulary):
     """Prompt to ids: lower-cased, split into words, byte-pair encoded, marked at both ends, padded and truncated.
 
     Args:
@@ -73,17 +111,11 @@ class ClipTokenizer:
         self.start_token, self.end_token = vocab[START], vocab[END]
         self.pad_token = self.end_token if pad_token is None else pad_token
 
-    @cached_property
-    def _engine(self) -> Tokenizer:
+    def _made(self) -> Tokenizer:
         engine = _engine(self.vocab, self.merges)
         # Typed literally, the two marks are themselves, not words to be split.
         engine.add_special_tokens([START, END])
         return engine
-
-    def words(self, text: str) -> list[int]:
-        """All ids of a text, without marks, of any number."""
-        ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
-        return ids
 
     @property
     def comma(self) -> int | None:
@@ -97,18 +129,6 @@ class ClipTokenizer:
             return word
         spelling = bytes(_BYTES[letter] for letter in word.removesuffix(END_OF_WORD) if letter in _BYTES)
         return spelling.decode("utf-8", "replace")
-
-    @cached_property
-    def _spelling(self) -> dict[int, str]:
-        return {token: word for word, token in self.vocab.items()}
-
-    def rows(self, words: Sequence[Sequence[int]]) -> Tensor:
-        """Ids of B texts as `words` gives them -> (B, L) int64: cut, marked at both ends, filled up."""
-        return _rows(words, self.start_token, self.end_token, self.pad_token, self.length)
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """B texts -> (B, L) int64. A text too long loses its tail; the end is always marked."""
-        return self.rows([self.words(text) for text in texts])
 
     def padded_with(self, pad_token: int) -> ClipTokenizer:
         """The same words, filled up with another token: the towers of one model may differ in nothing else."""
@@ -155,7 +175,7 @@ class ClipTokenizer:
         (folder / MERGES_FILE).write_text("\n".join(lines) + "\n", "utf-8")
 
 
-class BertTokenizer:
+class BertTokenizer(_Vocabulary):
     """Prompt to ids of bert-base-uncased's kind: lower-cased, without accents, split at spaces and punctuation, then
     into the longest pieces that the vocabulary has (Devlin et al. 2019), marked at both ends, padded and truncated.
 
@@ -168,18 +188,12 @@ class BertTokenizer:
         self.vocab, self.length = vocab, length
         self.pad_token, self.start_token, self.end_token = vocab[PAD], vocab[FIRST], vocab[SEPARATOR]
 
-    @cached_property
-    def _engine(self) -> Tokenizer:
+    def _made(self) -> Tokenizer:
         engine = Tokenizer(models.WordPiece(vocab=self.vocab, unk_token=UNKNOWN, max_input_chars_per_word=100))
         engine.normalizer = normalizers.BertNormalizer(lowercase=True)
         engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         engine.add_special_tokens([mark for mark in (PAD, UNKNOWN, FIRST, SEPARATOR, MASK) if mark in self.vocab])
         return engine
-
-    def words(self, text: str) -> list[int]:
-        """All ids of a text, without marks, of any number."""
-        ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
-        return ids
 
     @property
     def comma(self) -> int | None:
@@ -190,32 +204,11 @@ class BertTokenizer:
         """The piece of an id; one that goes on a word begins with `##`."""
         return self._spelling[token]
 
-    @cached_property
-    def _spelling(self) -> dict[int, str]:
-        return {token: piece for piece, token in self.vocab.items()}
-
-    def rows(self, words: Sequence[Sequence[int]]) -> Tensor:
-        """Ids of B texts as `words` gives them -> (B, L) int64: cut, marked at both ends, filled up."""
-        return _rows(words, self.start_token, self.end_token, self.pad_token, self.length)
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """B texts -> (B, L) int64. A text too long loses its tail; the end is always marked."""
-        return self.rows([self.words(text) for text in texts])
-
     def write(self, folder: Path) -> None:
         """`vocab.txt`, one piece a line in the order of their ids, as other tools read it."""
         folder.mkdir(parents=True, exist_ok=True)
         pieces = sorted(self.vocab, key=self.vocab.__getitem__)
         (folder / PIECES_FILE).write_text("".join(f"{piece}\n" for piece in pieces), "utf-8", newline="\n")
-
-
-def _rows(texts: Sequence[Sequence[int]], start: int, end: int, pad: int, length: int) -> Tensor:
-    """Ids of B texts -> (B, length) int64: cut, marked at both ends, filled up."""
-    rows = []
-    for words in texts:
-        ids = [start, *words[: length - 2], end]
-        rows.append(ids + [pad] * (length - len(ids)))
-    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
 
 
 def _engine(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:

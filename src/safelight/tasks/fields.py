@@ -68,8 +68,8 @@ class GuidanceFields(BaseModel):
         tuple[Part, Part] | None,
         _GUIDANCE,
         Field(
-            description="Between which parts of the steps guidance acts, like 0 0.8; the others take half the time "
-            "(Kynkaanniemi et al. 2024)."
+            description="Between which parts of the steps guidance acts; the others take half the time (Kynkaanniemi "
+            "et al. 2024). 0 0.8 computes 1.1 times less, and tiny's pictures are 31 dB from those without it."
         ),
     ] = None
     threshold: Annotated[
@@ -167,14 +167,15 @@ class GuidanceFields(BaseModel):
 
 
 class ShortcutFields(BaseModel):
-    """Less work for a picture that is not quite the same. What each costs and gains: `benchmarks/shortcuts.py`."""
+    """Less work for a picture that is not quite the same. What each gains and costs: `docs/shortcuts.md`."""
 
     deep_every: Annotated[
         int | None,
         _SHORTCUT,
         Field(
-            description="Ask the deep part of the network once in so many steps, like 3, and reuse its answer between: "
-            "faster, at the price of a somewhat other picture (DeepCache, Ma et al. 2024).",
+            description="Ask the deep part of the network once in so many steps, and reuse its answer between "
+            "(DeepCache, Ma et al. 2024). 3 computes 2.5 times less in SD 1.5, and tiny's pictures are 35 dB from "
+            "those without it.",
             ge=1,
             le=1000,
         ),
@@ -193,8 +194,9 @@ class ShortcutFields(BaseModel):
         float | None,
         _SHORTCUT,
         Field(
-            description="The part of the positions that the finest attentions take together with others like them, "
-            "like 0.5: the larger the picture, the more it gains; fine details are lost (ToMe, Bolya & Hoffman 2023).",
+            description="The part of the positions that the finest attentions take together with others like them "
+            "(ToMe, Bolya & Hoffman 2023). 0.5 computes 1.1 times less in SD 1.5 at 512x512, more in larger pictures; "
+            "tiny's are 39 dB from those without it.",
             ge=0,
             le=0.75,
             allow_inf_nan=False,

@@ -8,6 +8,7 @@ from torch import Tensor
 from safelight.diffusion.denoiser import Denoise
 from safelight.errors import RequestError
 from safelight.presets.preset import AUTOENCODER
+from safelight.sending import sent
 from safelight.tasks.member import Member
 
 _CLOSE = 1e-2
@@ -44,7 +45,7 @@ def handed_over(first: Member, denoise: Denoise, then: Member, after: Denoise, s
     def both(x: Tensor, sigma: Tensor) -> Tensor:
         begins = first.schedule.t(sigma.to("cpu", torch.float64)) >= border - _CLOSE
         if bool(begins.any()) != bool(begins.all()):  # pictures of a batch may step at levels of their own
-            return torch.where(begins.to(x.device).view(-1, 1, 1, 1), denoise(x, sigma), after(x, sigma))
+            return torch.where(sent(begins, x.device).view(-1, 1, 1, 1), denoise(x, sigma), after(x, sigma))
         (then if begins.all() else first).networks.free()  # the one that waits
         return denoise(x, sigma) if begins.all() else after(x, sigma)
 

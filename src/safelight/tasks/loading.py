@@ -177,11 +177,11 @@ def _networks(
         if rounded:
             assert isinstance(network, UNet)
             read = known_numbers(network.requires_grad_(False), checkpoint.source)
-            quantise(network, read, MappedPages().release)
+            quantise(network, read, MappedPages())
         if compiled and part == UNET:  # others, which are asked once for a picture, would never earn it back
             compile_blocks(network)
         elif part in LAID_OUT and (device.type, dtype) == ("cpu", torch.float32) and not frees:
-            pack(network.requires_grad_(False), MappedPages().release, LAID_OUT[part])
+            pack(network.requires_grad_(False), MappedPages(), LAID_OUT[part])
         return network
 
     makers = {part: partial(make, part, config) for part, config in checkpoint.preset.networks.items()}

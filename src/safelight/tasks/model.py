@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +21,9 @@ from safelight.errors import RequestError
 from safelight.models.preview_decoder import PreviewDecoder
 from safelight.models.tokenizer import Tokenizing
 from safelight.presets import Preset
+from safelight.presets.preset import AUTOENCODER
 from safelight.tasks import inputs, pictures
+from safelight.tasks.alone import differing, single, wordings_of
 from safelight.tasks.drawn import sized
 from safelight.tasks.handover import require_same_latents
 from safelight.tasks.identity import hash_files, hash_parts
@@ -34,12 +35,11 @@ from safelight.tasks.parts import Networks
 from safelight.tasks.previewing import Previews
 from safelight.tasks.prompts.explain import unread
 from safelight.tasks.prompts.readers import readers
-from safelight.tasks.prompts.wording import Wording
 from safelight.tasks.request import Request
 from safelight.tasks.requests import ImageToImage, Inpaint, Prompted, TextToImage
 from safelight.tasks.resolve import count_steps, needed, noise_levels, resolve, wording_of
 from safelight.tasks.walk import prepare
-from safelight.tasks.wardrobe import hashes, worn_by
+from safelight.tasks.wardrobe import with_hashes, worn_by
 from safelight.tasks.wearing import notes, outfit
 
 __all__ = ["Model", "Step", "Watch"]
@@ -96,7 +96,7 @@ class Model(Member):
             local=self._local,
             preset=self.preset.name,
             sha256=hash_parts(self.weights()) if self._weights is None else hash_files(self._weights),
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=self.networks.precision,
         )
 
     # -- the public tasks
@@ -197,24 +197,26 @@ class Model(Member):
             RequestError: the request cannot be answered by this model.
         """
         request = self.resolve(request)
-        wordings = _wordings(request, prompts)
+        wordings = wordings_of(request, prompts)
         x = None
         worn = outfit(request, wordings[0].prompt, self.preset)
         with _enough_memory(), worn.on(self):
-            walk = prepare(self, request, _said(wordings), self.refiner, self.guide, worn)
-            for step in walk.steps():
-                if watch is not None:
-                    watch(step)
-                x = step.x
-            self._rest()
-            images = self.decode(walk.end(needed(x)))
-            self._rest()
+            try:
+                walk = prepare(self, request, differing(wordings), self.refiner, self.guide, worn)
+                for step in walk.steps():
+                    if watch is not None:
+                        watch(step)
+                    x = step.x
+                self._rest(but=(AUTOENCODER,))
+                images = self.decode(walk.end(needed(x)))
+            finally:
+                self._rest()
         if self.device.type == "cpu":
             give_back()
         if isinstance(request, Inpaint):
             images = [needed(walk.canvas).paste(image, request.blur) for image in images]
         for k, (image, wording) in enumerate(zip(images, wordings, strict=True)):
-            image.info.update(self._texts(_alone(request, k, wording)))
+            image.info.update(self._texts(single(request, k, wording)))
         return images
 
     def resolve(self, request: R) -> R:
@@ -223,7 +225,7 @@ class Model(Member):
         Raises:
             RequestError: it cannot be answered by this model.
         """
-        request = sized(_with_hashes(inputs.recorded(request)), self.preset)
+        request = sized(with_hashes(inputs.recorded(request)), self.preset)
         refiner = None if self.refiner is None else self.refiner.preset
         resolved = resolve(request, self.preset, refiner, guided=self.guide is not None)
         noise_levels(resolved, self.schedule)  # what is wrong with the steps is said here and not when they begin
@@ -235,7 +237,7 @@ class Model(Member):
         Args:
             request: resolved.
         """
-        return self._record(_alone(request, k, _wordings(request, None)[k]))
+        return self._record(single(request, k, wordings_of(request, None)[k]))
 
     def _record(self, alone: Request) -> Record:
         others = (None if model is None else model.identity for model in (self.refiner, self.guide))
@@ -248,7 +250,7 @@ class Model(Member):
             OutputError: it could not.
         """
         size = needed(request.width), needed(request.height)
-        require_room(format_of(output), size, self._texts(_alone(request, 0, _wordings(request, None)[0])))
+        require_room(format_of(output), size, self._texts(single(request, 0, wordings_of(request, None)[0])))
 
     def _texts(self, alone: Request) -> dict[str, str]:
         """What the picture of a request says of itself."""
@@ -297,17 +299,18 @@ class Model(Member):
             RequestError: the request cannot be answered by this model, or a step is not finite.
         """
         request = self.resolve(request)
-        wordings = _wordings(request, prompts)
+        wordings = wordings_of(request, prompts)
         worn = outfit(request, wordings[0].prompt, self.preset)
         try:
             with worn.on(self):
-                yield from prepare(self, request, _said(wordings), self.refiner, self.guide, worn).steps()
+                yield from prepare(self, request, differing(wordings), self.refiner, self.guide, worn).steps()
         finally:
             self._rest()
 
-    def _rest(self) -> None:
-        """Let go of the networks that can be brought again (`--low-memory`)."""
-        for model in (self, self.refiner, self.guide):
+    def _rest(self, *, but: tuple[str, ...] = ()) -> None:
+        """Let go of the networks that can be brought again (`--low-memory`), except some of its own."""
+        self.networks.free(but=but)
+        for model in (self.refiner, self.guide):
             if model is not None:
                 model.networks.free()
 
@@ -347,51 +350,6 @@ class Model(Member):
             OutputError: it could not be written.
         """
         write_folder(Path(folder), Checkpoint(self.preset, self.weights(), self.tokenizers))
-
-
-def _wordings(request: Request, prompts: Sequence[str] | None) -> list[Wording]:
-    """The words of each picture of a resolved request, without files.
-
-    Raises:
-        RequestError: a file of words cannot be read, or there are not as many prompts as pictures.
-    """
-    if prompts is not None and len(prompts) != request.batch:
-        raise RequestError(f"{len(prompts)} prompts for a batch of {request.batch}: give one per picture")
-    if not isinstance(request, Prompted):
-        return [Wording("")] * request.batch
-    asked = [wording_of(request)] * request.batch
-    if prompts is not None:
-        asked = [replace(wording, prompt=prompt) for wording, prompt in zip(asked, prompts, strict=True)]
-    return [wording.resolved(needed(request.seed) + k) for k, wording in enumerate(asked)]
-
-
-def _said(wordings: Sequence[Wording]) -> Sequence[Wording]:
-    """One for all pictures, where all are told the same."""
-    return wordings[:1] if len(set(wordings)) == 1 else wordings
-
-
-def _alone(request: Request, k: int, wording: Wording) -> Request:
-    """The request of picture k of a batch, told these words."""
-    changes: dict[str, object] = {"seed": needed(request.seed) + k, "batch": 1}
-    if isinstance(request, Prompted):
-        changes |= {"prompt": wording.prompt, "negative_prompt": wording.negative_prompt}
-        changes |= {"prompt_2": wording.prompt_2, "negative_prompt_2": wording.negative_prompt_2}
-        changes |= {"style": (), "styles": None, "wildcards": None}
-    return request.changed(**changes)
-
-
-def _with_hashes(request: R) -> R:
-    """The request with the hashes of the adapters that it names.
-
-    Raises:
-        RequestError: an adapter cannot be read, or is no longer that of the request.
-    """
-    if not isinstance(request, Prompted):
-        return request
-    found = hashes(request, request.prompt)
-    if request.adapter_sha256 not in (None, found):
-        raise RequestError("the files of the adapters are no longer those of this request: name them anew")
-    return request.changed(adapter_sha256=found if found else None)
 
 
 @contextmanager

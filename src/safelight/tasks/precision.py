@@ -5,6 +5,9 @@ network is asked again with every layer watched. A layer whose answer is not fin
 answers again in float32. If what it was given is not finite either, answers before it were too large together: the
 terms of a sum, or queries and keys. Then the last layer before it has to answer in float32 from the beginning, so that
 the sum is one in float32 too. What was found is remembered for as long as the network lives.
+
+To look at an answer is to wait for the device that it is on. A walk over many steps can have it done later
+(`looked_at_later`), from the second answer of a network on.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -44,6 +48,22 @@ class Upcast:
 
 
 _known: WeakKeyDictionary[nn.Module, Upcast] = WeakKeyDictionary()
+"""Of networks that have given a finite answer."""
+_later: ContextVar[list[Tensor] | None] = ContextVar("later", default=None)
+
+
+@contextmanager
+def looked_at_later(finite: list[Tensor]) -> Iterator[None]:
+    """Within it `careful` looks only at a network's first answer, and puts down for the others if they are finite.
+
+    Args:
+        finite: is given a () bool for each of them, on the answer's device.
+    """
+    token = _later.set(finite)
+    try:
+        yield
+    finally:
+        _later.reset(token)
 
 
 def careful(network: nn.Module, ask: Ask) -> Tensor:
@@ -63,11 +83,17 @@ def careful(network: nn.Module, ask: Ask) -> Tensor:
     dtype = next(network.parameters()).dtype
     if dtype not in HALF:
         return ask(dtype)
-    known = upcast(network)
+    known, later = upcast(network), _later.get()
+    if later is not None and network in _known:
+        with in_float32(network) if known.whole else mixed(network, known.layers):
+            answer = ask(torch.float32 if known.whole else dtype)
+        later.append(torch.isfinite(answer).all())
+        return answer
     if not known.whole:
         with mixed(network, known.layers):
             answer = ask(dtype)
         if _finite(answer):
+            _known[network] = known
             return answer
         layers, found = _search(network, lambda: ask(dtype), known.layers)
         if found is not None:

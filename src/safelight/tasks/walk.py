@@ -6,8 +6,10 @@ Shapes: B batch, C latent channels, h w latent size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +18,17 @@ from torch import Tensor
 
 from safelight.diffusion.denoiser import Denoise
 from safelight.diffusion.guidance import keep_known
-from safelight.diffusion.noise import Noise
+from safelight.diffusion.noise import Noise, NoiseSource, Sent
 from safelight.diffusion.samplers import SampleFunction, Step, bind, finish, start
 from safelight.presets.conditions import HiddenPicture
-from safelight.presets.preset import UNET
+from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.tasks import inputs
 from safelight.tasks.canvas import Canvas
 from safelight.tasks.drawn import drawn_on
 from safelight.tasks.handover import handed_over
 from safelight.tasks.member import Member
 from safelight.tasks.pictures import require_finite, to_pixels
+from safelight.tasks.precision import looked_at_later
 from safelight.tasks.prompts.wording import Wording
 from safelight.tasks.request import Request
 from safelight.tasks.requests import DepthToImage, ImageToImage, Inpaint, Prompted
@@ -45,31 +48,68 @@ class Walk:
     x: Tensor
     """(B, C, h, w) where it starts."""
     denoise: Denoise
-    noise: Noise
+    noise: NoiseSource
     canvas: Canvas | None
     """What inpainting draws on."""
     clock: Clock
+    again: Callable[[], Walk]
+    """The same walk from its beginning."""
+    ending: Callable[[], None]
+    """Called before the last step."""
 
     def steps(self) -> Iterator[Step]:
         """The sampler's steps.
 
+        To see whether numbers are finite is to wait for the device that has them. Where that is not the CPU it is done
+        at the end; if some are not, those steps are made again, each looked at, and yielded again.
+
         Raises:
             RequestError: a step is not finite.
         """
+        if not far(self.x.device):
+            yield from self._made(None)
+            return
+        finite: list[Tensor] = []
+        yield from self._made(finite)
+        good = torch.stack(finite).tolist()
+        if not all(good):
+            yield from islice(self.again()._made(None), good.index(False), None)
+
+    def _made(self, finite: list[Tensor] | None) -> Iterator[Step]:
+        """The steps, each looked at before it is yielded; or `finite` is given a () bool for each."""
         with torch.inference_mode():
             walk = self.sampler(self.denoise, self.x, self.levels, self.noise)
+        sigma, last = float(self.levels[0]), float(self.levels[-2])
         while True:
+            if sigma <= last:
+                self.ending()
             with torch.inference_mode():  # not around the yield: what the reader does is the reader's affair
-                step = next(walk, None)
+                step = next(walk, None) if finite is None else _put_down(walk, finite)
                 if step is None:
                     return
-                require_finite(step.x, f"step {step.index + 1}")
-                self.clock.step = step.index + 2
+                if finite is None:
+                    require_finite(step.x, f"step {step.index + 1}")
+                self.clock.step, sigma = step.index + 2, step.sigma_next
             yield step
 
     def end(self, x: Tensor) -> Tensor:
         """The latent to decode, of the x after the last step."""
         return finish(x, self.levels)
+
+
+def far(device: torch.device) -> bool:
+    """Whether the CPU gives a device its work and goes on."""
+    return device.type != "cpu"
+
+
+def _put_down(walk: Iterator[Step], finite: list[Tensor]) -> Step | None:
+    """The next step, and whether it and all answers that it is made of are finite."""
+    answers: list[Tensor] = []
+    with looked_at_later(answers):
+        step = next(walk, None)
+    if step is not None:
+        finite.append(torch.stack([*answers, torch.isfinite(step.x).all()]).all())
+    return step
 
 
 @torch.inference_mode()
@@ -100,6 +140,8 @@ def prepare(
     noise = _noise(member, request)
     x, known = _first(member, request, noise().to(member.device), levels, canvas)
     clock = Clock()
+    for part in (*(words.part for words in member.preset.words), UNET):  # in the order in which they are asked
+        member.networks.expect(part)
 
     def told(other: Member, asked: Request) -> Denoise:
         again = _noise(member, request)
@@ -116,7 +158,9 @@ def prepare(
     if known is not None:
         denoise = keep_known(denoise, *known)
     sampler = bind(needed(request.sampler), sampler_options(request), member.schedule)
-    return Walk(sampler, levels, x, denoise, noise, canvas, clock)
+    ending = partial(member.networks.expect, AUTOENCODER)
+    again = partial(prepare, member, request, wordings, refiner, guide, worn)
+    return Walk(sampler, levels, x, denoise, Sent(noise, member.device), canvas, clock, again, ending)
 
 
 def _noise(member: Member, request: Request) -> Noise:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from safelight.adapters.card import shown_hash
 from safelight.adapters.lora import weights_of
@@ -29,6 +29,7 @@ _NO_NAME = str.maketrans("", "", ":,<>\n\r")
 Changed = tuple[int, int]
 """Size and time of change of a file: one that was replaced is read again."""
 Sort = Literal["lora", "hypernetwork", "embedding"]
+R = TypeVar("R", bound=Request)
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,20 @@ def hashes(request: Request, prompt: str) -> tuple[str, ...]:
         RequestError: as `items`, or there is no such file.
     """
     return tuple(_sha256(item.path, item.changed) for item in items(request, prompt))
+
+
+def with_hashes(request: R) -> R:
+    """The request with the hashes of the adapters that it names.
+
+    Raises:
+        RequestError: an adapter cannot be read, or is no longer that of the request.
+    """
+    if not isinstance(request, Prompted):
+        return request
+    found = hashes(request, request.prompt)
+    if request.adapter_sha256 not in (None, found):
+        raise RequestError("the files of the adapters are no longer those of this request: name them anew")
+    return request.changed(adapter_sha256=found if found else None)
 
 
 def worn_by(request: Request) -> tuple[Worn, ...]:

@@ -26,7 +26,7 @@ from safelight.training.batches import batches, on_device, pinned
 from safelight.training.config import LoopConfig
 from safelight.training.parts import AVERAGE, MEND, OPTIMIZER, WEIGHTS, Part
 from safelight.training.progress import Progress, make_accelerator
-from safelight.training.recipe import Paced, Recipe, Shown, Turn
+from safelight.training.recipe import Keeping, Paced, Recipe, Shown, Turn
 from safelight.training.stopping import Stop
 from safelight.training.store import REJECTED, Found, State, Store, read_state, read_tensors, require_same_run
 
@@ -138,7 +138,8 @@ class _Run(Generic[B]):
         strangers = {key.partition("/")[0] for key in tensors[WEIGHTS]} - self.parts.keys()
         if strangers:
             raise TrainingError(f"{path} also trains {min(strangers)}: {MEND}")
-        self.recipe.load_state_dict(state.recipe)
+        if isinstance(self.recipe, Keeping):
+            self.recipe.load_state_dict(state.recipe)
         self.micro, self.skipped, self.bad_in_a_row = state.micro, state.skipped, state.bad_in_a_row
         self.saved = path
 
@@ -314,7 +315,7 @@ class _Run(Generic[B]):
             images=self.config.images,
             processes=self.processes,
             ema_updates={n: p.ema.updates for n, p in self.parts.items() if p.ema is not None},
-            recipe=self.recipe.state_dict(),
+            recipe=self.recipe.state_dict() if isinstance(self.recipe, Keeping) else {},
             settings=self.config.fixed(),
         )
 

@@ -51,11 +51,18 @@ class Recipe(Protocol[B]):
         """Write the usable result into a folder that is not there yet; `weights` are averages if kept."""
         ...
 
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A recipe with numbers of its own, beside its parts, that a resumed run needs."""
+
     def state_dict(self) -> dict[str, float]:
-        """Numbers of its own that a resumed run needs."""
+        """The numbers, for the checkpoint."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take them back."""
+        ...
 
 
 @runtime_checkable

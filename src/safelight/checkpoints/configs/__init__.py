@@ -24,7 +24,6 @@ from safelight.checkpoints.configs.scheduler import (
     read_noise,
     read_schedule,
     read_scheduler,
-    schedule_json,
     scheduler_json,
 )
 from safelight.checkpoints.configs.scheduler_classes import SCHEDULERS
@@ -52,7 +51,6 @@ __all__ = [
     "read_text",
     "read_unet",
     "read_vision",
-    "schedule_json",
     "scheduler_json",
     "text_json",
     "unet_json",

@@ -206,14 +206,6 @@ def scheduler_json(scheduling: Scheduling, allowed: Collection[str] = ()) -> tup
     return content, tuple(notes)
 
 
-def schedule_json(preset: Preset, allowed: Collection[str] = ()) -> dict[str, object]:
-    """The preset's schedule, prediction kind and sampler -> `scheduler/scheduler_config.json`.
-
-    What diffusers cannot say of it (see `scheduler_json`) `safelight.json` keeps.
-    """
-    return scheduler_json(Scheduling.of(preset), allowed)[0]
-
-
 def noise_json(schedule: ScheduleConfig) -> dict[str, object]:
     """The config of a scheduler by which nothing is sampled: it only puts a condition under noise."""
     return {"_class_name": SCHEDULERS["ddpm"].class_name, **_noise(schedule), "clip_sample": False}

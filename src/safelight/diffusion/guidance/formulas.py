@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from safelight.diffusion.denoiser import Prediction
+from safelight.sending import sent
 
 _ALL = (1, 2, 3)
 _SAME = 1e-6
@@ -45,9 +46,14 @@ def rescaled_x0(guided: Tensor, cond: Tensor, amount: float, x: Tensor, sigma: T
     """
     if kind == "x0":
         return rescaled(guided, cond, amount)
-    level = sigma.to(x.device, x.dtype).view(-1, 1, 1, 1)
+    level = beside(sigma, x)
     nothing = x if kind == "eps" else x / (1 + level * level)
     return nothing + rescaled(guided - nothing, cond - nothing, amount)
+
+
+def beside(sigma: Tensor, x: Tensor) -> Tensor:
+    """sigma () or (B,), to be reckoned with x: a single number may stay on the CPU, and nobody waits for it."""
+    return sigma.to(x.dtype) if sigma.ndim == 0 else sent(sigma, x.device, x.dtype).view(-1, 1, 1, 1)
 
 
 def thresholded(x0: Tensor, percentile: float, reach: Tensor | float = 1.0) -> Tensor:
@@ -57,7 +63,7 @@ def thresholded(x0: Tensor, percentile: float, reach: Tensor | float = 1.0) -> T
     reach: a number or (B, 1, 1, 1): what may be there unclipped, and what a clipped picture is scaled to: 1 for pixels.
     """
     edge = _percentile(x0, percentile)
-    edge = torch.maximum(edge, torch.as_tensor(reach).to(edge)).clamp_min(torch.finfo(edge.dtype).tiny)
+    edge = edge.clamp_min(reach).clamp_min(torch.finfo(edge.dtype).tiny)
     return x0.clamp(-edge, edge) * (reach / edge)
 
 

@@ -26,6 +26,7 @@ from safelight.diffusion.guidance.formulas import (
     thresholded_like,
 )
 from safelight.diffusion.guidance.self_attention import SelfAttention
+from safelight.sending import sent
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class _Run(Generic[S]):
         if not any(acting):
             cond = self.unguided(x, sigma)
             return _clipped(cond, cond, self.guidance)
-        rows = None if all(acting) else torch.tensor(acting).view(-1, 1, 1, 1).to(x.device)
+        rows = None if all(acting) else sent(torch.tensor(acting), x.device).view(-1, 1, 1, 1)
         conds, attention, seen = self.plan.guided.conds(), self.attention, None
         if attention is None:
             answers = self.ask(x, sigma, conds)
@@ -246,7 +247,7 @@ class _Run(Generic[S]):
         assert base is not None, "the plan asks for what guidance needs"
         aim, strength = told.cond, self.strength(sigma)
         if isinstance(strength, Tensor):
-            strength = strength.to(x)
+            strength = sent(strength, x.device, x.dtype)
         if told.negative is not None and self.guidance.perp_neg is not None:
             aim = from_negative(told.cond, base, told.negative, self.guidance.perp_neg)
         if self.project is None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from safelight.diffusion.denoiser import Denoise
+from safelight.diffusion.guidance.formulas import beside
 from safelight.diffusion.noise import NoiseSource
+from safelight.sending import sent
 
 
 def keep_known(denoise: Denoise, known: Tensor, mask: Tensor, noise: NoiseSource | None = None) -> Denoise:
@@ -23,8 +25,7 @@ def keep_known(denoise: Denoise, known: Tensor, mask: Tensor, noise: NoiseSource
 
     def kept(x: Tensor, sigma: Tensor) -> Tensor:
         if noise is not None:
-            level = sigma.to(x).view(-1, 1, 1, 1)
-            x = torch.lerp(x, known + level * noise().to(x.device), mask)
+            x = torch.lerp(x, known + beside(sigma, x) * sent(noise(), x.device), mask)
         return torch.lerp(denoise(x, sigma), known, mask)
 
     return kept

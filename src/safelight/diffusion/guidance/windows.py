@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from safelight.diffusion.denoiser import Denoise
+from safelight.sending import sent
 
 
 class Window(NamedTuple):
@@ -70,6 +71,6 @@ def multi_diffusion(
         total = torch.zeros_like(x)
         for part, answer in parts:
             part.cut(total).add_(answer(part.cut(x), sigma))
-        return total / seen.to(x)
+        return total / sent(seen, x.device, x.dtype)
 
     return whole

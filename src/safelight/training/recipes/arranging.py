@@ -9,7 +9,7 @@ from safelight.errors import TrainingError
 from safelight.training.config import option
 from safelight.training.folders import TOML
 from safelight.training.kohya import read_dataset
-from safelight.training.recipes.settings import TuningData, TuningLoop
+from safelight.training.recipes.tuning_settings import TuningData, TuningLoop
 
 L = TypeVar("L", bound=TuningLoop)
 V = TypeVar("V")

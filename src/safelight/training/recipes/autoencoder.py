@@ -94,12 +94,6 @@ class AutoencoderRecipe:
                 {"discriminator": loss.detach(), "real": real.mean().detach(), "fake": fake.mean().detach()},
             )
 
-    def state_dict(self) -> dict[str, float]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Nothing to keep beside the parts."""
-
     def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
         """A folder that diffusers' AutoencoderKL reads too, its latent scale measured on the first pictures."""
         autoencoder = weights["autoencoder"]

@@ -82,12 +82,6 @@ class ClipRecipe:
             accuracy = ((images @ texts.T).argmax(1) == own).float().mean()
         yield Turn("clip", loss, {"loss": loss.detach(), "accuracy": accuracy})
 
-    def state_dict(self) -> dict[str, float]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Nothing to keep here: the vocabulary has its own files."""
-
     def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
         """A folder that transformers' CLIPModel and CLIPTokenizer read too."""
         clip = weights["clip"]

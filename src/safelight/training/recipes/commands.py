@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from safelight import __version__
 from safelight.errors import OutputError, TrainingError
@@ -19,13 +19,15 @@ from safelight.training.recipes.settings import (
     ClipSettings,
     DataConfig,
     DiffusionSettings,
+    PreviewDecoderSettings,
+    SceneConfig,
+)
+from safelight.training.recipes.tuning_settings import (
     DreamBoothSettings,
     HypernetworkSettings,
     InversionLoop,
     InversionSettings,
     LoraSettings,
-    PreviewDecoderSettings,
-    SceneConfig,
     TuningData,
     TuningLoop,
     TuningSettings,
@@ -34,7 +36,9 @@ from safelight.training.recipes.settings import (
 if TYPE_CHECKING:
     from safelight.presets import Preset
     from safelight.training.pictures import Pictures
+    from safelight.training.recipes.tuning import Tuning
 
+S = TypeVar("S", bound=TuningSettings)
 SCENES = "scenes"
 """The value of `data` that stands for the built-in world."""
 TOLD = "logs/settings.json"
@@ -139,53 +143,43 @@ def judge(*, loop: LoopConfig, data: SceneConfig) -> None:
 
 def dreambooth(*, loop: TuningLoop, data: TuningData, settings: DreamBoothSettings) -> None:
     """A whole model taught one thing from a few pictures, and its class kept."""
-    from safelight.training.loop import train
-    from safelight.training.recipes.arranging import arranged
     from safelight.training.recipes.dreambooth import DreamBooth
 
-    _begin(loop)
-    loop, data = arranged(loop, data)
-    recipe = DreamBooth(settings, data, loop)
-    record("dreambooth", loop, recipe.pictures.identity, {"data": data, "settings": settings})
-    train(recipe, loop)
+    _tune("dreambooth", DreamBooth, loop, data, settings)
 
 
 def lora(*, loop: TuningLoop, data: TuningData, settings: LoraSettings) -> None:
     """A small change of a model, in a file of its own: LoRA, LoCon, LoHa, LoKr, DoRA."""
-    from safelight.training.loop import train
-    from safelight.training.recipes.arranging import arranged
     from safelight.training.recipes.lora import LoraRecipe
 
-    _begin(loop)
-    loop, data = arranged(loop, data)
-    recipe = LoraRecipe(settings, data, loop)
-    record("lora", loop, recipe.pictures.identity, {"data": data, "settings": settings})
-    train(recipe, loop)
+    _tune("lora", LoraRecipe, loop, data, settings)
 
 
 def textual_inversion(*, loop: InversionLoop, data: TuningData, settings: InversionSettings) -> None:
     """A new word for a model, in a file of its own: nothing of the model is changed."""
-    from safelight.training.loop import train
-    from safelight.training.recipes.arranging import arranged
     from safelight.training.recipes.textual_inversion import TextualInversion
 
-    _begin(loop)
-    loop, data = arranged(loop, data)
-    recipe = TextualInversion(settings, data, loop)
-    record("textual-inversion", loop, recipe.pictures.identity, {"data": data, "settings": settings})
-    train(recipe, loop)
+    _tune("textual-inversion", TextualInversion, loop, data, settings)
 
 
 def hypernetwork(*, loop: TuningLoop, data: TuningData, settings: HypernetworkSettings) -> None:
     """Small networks that bend what a model attends to, in a file of their own."""
+    from safelight.training.recipes.hypernetwork import HypernetworkRecipe
+
+    _tune("hypernetwork", HypernetworkRecipe, loop, data, settings)
+
+
+def _tune(
+    name: str, recipe_of: Callable[[S, TuningData, TuningLoop], Tuning], loop: TuningLoop, data: TuningData, settings: S
+) -> None:
+    """What all fine-tuning does."""
     from safelight.training.loop import train
     from safelight.training.recipes.arranging import arranged
-    from safelight.training.recipes.hypernetwork import HypernetworkRecipe
 
     _begin(loop)
     loop, data = arranged(loop, data)
-    recipe = HypernetworkRecipe(settings, data, loop)
-    record("hypernetwork", loop, recipe.pictures.identity, {"data": data, "settings": settings})
+    recipe = recipe_of(settings, data, loop)
+    record(name, loop, recipe.pictures.identity, {"data": data, "settings": settings})
     train(recipe, loop)
 
 

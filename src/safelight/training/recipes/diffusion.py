@@ -111,12 +111,6 @@ class DiffusionRecipe:
         loss = denoiser.loss(x0, noise, sigma, cond, weight).mean()
         yield Turn("unet", loss, {"loss": loss.detach()})
 
-    def state_dict(self) -> dict[str, float]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Nothing to keep beside the parts."""
-
     def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
         """A whole model in the diffusers layout."""
         unet = weights["unet"]

@@ -22,8 +22,8 @@ from safelight.training.config import LoopConfig
 from safelight.training.folders import read_entries
 from safelight.training.recipes.foundation import Foundation
 from safelight.training.recipes.prior import with_class
-from safelight.training.recipes.settings import HypernetworkSettings, TuningData
 from safelight.training.recipes.tuning import Tuning
+from safelight.training.recipes.tuning_settings import HypernetworkSettings, TuningData
 
 
 class HypernetworkRecipe(Tuning):

@@ -99,12 +99,6 @@ class JudgeRecipe:
             }
         yield Turn("judge", loss, log)
 
-    def state_dict(self) -> dict[str, float]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Nothing to keep beside the parts."""
-
     def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
         """Weights in half precision and the shape, as `safelight evaluate` reads them."""
         judge = weights["judge"]

@@ -27,8 +27,8 @@ from safelight.training.config import LoopConfig
 from safelight.training.folders import Entry, read_entries
 from safelight.training.recipes.foundation import Foundation
 from safelight.training.recipes.prior import with_class
-from safelight.training.recipes.settings import LoraSettings, TuningData
 from safelight.training.recipes.tuning import Tuning
+from safelight.training.recipes.tuning_settings import LoraSettings, TuningData
 
 _INSIDE = r".*\btransformer_blocks\.\d+\."
 _TRANSFORMER = r".*\battentions\.\d+\.(proj_in|proj_out|transformer_blocks\..*)"

@@ -120,12 +120,6 @@ class PreviewDecoderRecipe:
         told = [made[i] if i in made else self._lessons[i] for i in batch.numbers]
         return Lesson(*(torch.stack(parts).float() for parts in zip(*told, strict=True)))
 
-    def state_dict(self) -> dict[str, float]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Nothing to keep beside the parts."""
-
     def export(self, folder: Path, weights: Mapping[str, nn.Module]) -> None:
         """A folder for `--preview-decoder`, which says whose latents it decodes."""
         decoder = weights["decoder"]

@@ -16,7 +16,7 @@ from safelight.tasks.requests import TextToImage
 from safelight.training.config import LoopConfig
 from safelight.training.folders import CAPTIONS, Entry, find_pictures, read_entries
 from safelight.training.latents import wait_for
-from safelight.training.recipes.settings import PriorSettings
+from safelight.training.recipes.tuning_settings import PriorSettings
 
 CLASS, DRAWN = "class", "drawn-"
 TOGETHER = 4

@@ -20,8 +20,8 @@ from safelight.models.tokenizer import Tokenizing
 from safelight.training.config import LoopConfig
 from safelight.training.folders import Entry, read_entries
 from safelight.training.recipes.foundation import Foundation, Taught
-from safelight.training.recipes.settings import InversionSettings, TuningData
 from safelight.training.recipes.tuning import Tuning
+from safelight.training.recipes.tuning_settings import InversionSettings, TuningData
 
 
 class TextualInversion(Tuning):

@@ -30,7 +30,7 @@ from safelight.training.latents import Latents
 from safelight.training.recipe import Turn
 from safelight.training.recipes.foundation import Foundation, save_memory
 from safelight.training.recipes.previews import Previews
-from safelight.training.recipes.settings import PriorSettings, TuningData, TuningSettings
+from safelight.training.recipes.tuning_settings import PriorSettings, TuningData, TuningSettings
 from safelight.training.tags import Tags
 
 TUNED = "tuned"
@@ -176,13 +176,6 @@ class Tuning(ABC):
         with self.acting(drawing=True) as tokenizers:
             self.previews.draw(images_seen, self.preset, networks, tokenizers)
         self.trained.train(mode)
-
-    def state_dict(self) -> dict[str, float]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Nothing to keep beside the part."""
-        return
 
 
 def _say_cut(entries: Sequence[Entry], foundation: Foundation) -> None:
