@@ -58,8 +58,17 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **given)
 
 
+_spare: dict[Config, nn.Module] = {}
+"""Networks that were made for their shapes: who asks for one gets it, and it is made once for both."""
+SPARE = 4
+"""How many: those of one model."""
+
+
 def unfilled(config: Config) -> nn.Module:
     """The network that a config describes, on the meta device: it has shapes, and takes no memory for numbers."""
+    spare = _spare.pop(config, None)
+    if spare is not None:
+        return spare
     with _Undrawn(), torch.device("meta"):
         return NETWORKS[type(config)](config)
 
@@ -67,4 +76,7 @@ def unfilled(config: Config) -> nn.Module:
 @lru_cache(maxsize=128)
 def shapes_of(config: Config) -> Mapping[str, tuple[int, ...]]:
     """Our name -> shape of every weight of the network that a config describes. Takes no memory for them."""
-    return {name: tuple(tensor.shape) for name, tensor in unfilled(config).state_dict().items()}
+    network = _spare[config] = unfilled(config)
+    while len(_spare) > SPARE:
+        del _spare[next(iter(_spare))]
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
