@@ -114,6 +114,7 @@ def test_the_arithmetic_of_a_question_is_that_of_its_parts() -> None:
     assert walk_of(Counter({Asked(2): 3, Asked(1): 2}), found, 2) == Times([8.0, 15.0])
 
 
+@pytest.mark.slow
 def test_times_of_shortcuts_are_of_walks_made_of_their_questions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +134,7 @@ def test_times_of_shortcuts_are_of_walks_made_of_their_questions(
     assert "| none | " in calls and "| deep-every 5 | " in calls
 
 
+@pytest.mark.slow
 def test_both_sides_of_a_race_compute_the_same(tmp_path: Path) -> None:
     """The tiny's UNet, as `networks.py` runs it: processes of their own, the same files."""
     import torch  # noqa: PLC0415

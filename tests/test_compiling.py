@@ -108,6 +108,7 @@ def kinds(network: nn.Module) -> int:
     return len({(type(block), *(tuple(p.shape) for p in block.parameters())) for block in blocks})
 
 
+@pytest.mark.slow
 def test_each_kind_of_block_is_compiled_once_for_all_sizes_and_batches(
     compiled: tuple[Model, Traced], plain: Model
 ) -> None:
@@ -174,6 +175,7 @@ def test_with_gradients_it_is_what_it_was(compiled: tuple[Model, Traced]) -> Non
     assert x.grad is not None and traced.asked == 0
 
 
+@pytest.mark.slow
 def test_networks_that_come_and_go_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traced = Traced()
     blocks = compiling.compile_blocks

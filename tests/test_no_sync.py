@@ -109,11 +109,13 @@ def walked(model: Model, count: int = 3, **asked: Any) -> int:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - set(READS)))
 def test_no_sampler_waits_for_the_device(model: Model, name: str) -> None:
     assert walked(model, sampler=name) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(REQUESTS))
 def test_no_guidance_waits_for_the_device(model: Model, name: str) -> None:
     assert walked(model, **REQUESTS[name]) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -191,12 +192,12 @@ def _eight_bit(groups: list[dict[str, Any]], config: LoopConfig) -> torch.optim.
     silenced = logging.root.manager.disable
     logging.disable(logging.WARNING)  # that kernels which nobody asks for are not there
     try:
-        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415  (an extra)
+        optim = import_module("bitsandbytes.optim")  # an extra
     except ModuleNotFoundError as error:
         raise TrainingError("--optimizer adamw8bit needs bitsandbytes: pip install 'safelight[8bit]'") from error
     finally:
         logging.disable(silenced)
-    made: torch.optim.Optimizer = AdamW8bit(groups, lr=config.lr, betas=config.betas)
+    made: torch.optim.Optimizer = optim.AdamW8bit(groups, lr=config.lr, betas=config.betas)
     return made
 
 
