@@ -17,7 +17,7 @@ from safelight.doors import Conditioning
 from safelight.models import int8, packed
 from safelight.models.layers import DoublingConv
 from safelight.models.spatial_transformer import GEGLU
-from safelight.models.unet import UNet, UNetConfig
+from toy import toy_unet
 
 Numbers = NDArray[np.float64]
 CLOSE = 2e-6
@@ -121,15 +121,6 @@ def test_without_pytorchs_quantised_tensors_the_answers_are_the_same(
     assert float((layer(x) - y).abs().max() / y.abs().max()) < 0.01
 
 
-def _unet(linear: bool = False, context: int | None = 24) -> UNet:
-    torch.manual_seed(0)
-    config = UNetConfig(
-        channels=(32, 64), blocks_per_level=1, transformer_depth=(1, 1), heads=(2, 4), context_width=context,
-        linear_projection=linear, norm_groups=8,
-    )  # fmt: skip
-    return UNet(config).eval().requires_grad_(False)
-
-
 def _asked(batch: int = 2, context: int | None = 24) -> tuple[Tensor, Tensor, Conditioning]:
     torch.manual_seed(1)
     x, t = torch.randn(batch, 4, 10, 14), torch.tensor([700.0, 3.0, 500.0])[:batch]
@@ -143,7 +134,7 @@ def _decibels(answer: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize(("linear", "context"), [(False, 24), (True, 24), (False, None)])
 def test_a_unet_answers_nearly_the_same(linear: bool, context: int | None) -> None:
     """And layers that gain nothing, or that error comes from, are left as they are."""
-    unet, asked = _unet(linear, context), _asked(context=context)
+    unet, asked = toy_unet(linear, context), _asked(context=context)
     wanted = unet(*asked)
     int8.quantise(unet, {})
     assert _decibels(unet(*asked), wanted) > 30
@@ -184,7 +175,7 @@ class _Noted:
 
 def test_another_weight_is_rounded_when_it_is_met_and_the_first_comes_back() -> None:
     """Adapters put other tensors in the place of weights."""
-    unet, asked = _unet(), _asked()
+    unet, asked = toy_unet(), _asked()
     plain = unet(*asked)
     read = {name: int8.Quantised.of(weight) for name, weight in int8.rounded_weights(unet).items()}
     pages = _Noted()
@@ -201,14 +192,14 @@ def test_another_weight_is_rounded_when_it_is_met_and_the_first_comes_back() -> 
         weight_there = unet.get_submodule(name).weight
         assert isinstance(weight_there, Tensor) and id(weight_there) not in pages.released
     assert torch.equal(unet(*asked), before)
-    plain_other = _unet()
+    plain_other = toy_unet()
     plain_other.get_submodule(name).weight.data += change  # type: ignore[operator]
     assert _decibels(other, plain_other(*asked)) > 30 > _decibels(other, plain)
 
 
 def test_what_was_written_to_a_weight_is_seen() -> None:
     """Although its whole numbers were read from a file."""
-    unet, asked = _unet(), _asked()
+    unet, asked = toy_unet(), _asked()
     read = {name: int8.Quantised.of(weight) for name, weight in int8.rounded_weights(unet).items()}
     int8.quantise(unet, read)
     before = unet(*asked)
@@ -219,7 +210,7 @@ def test_what_was_written_to_a_weight_is_seen() -> None:
 
 def test_weights_of_half_precision_answer_in_float32() -> None:
     """They stay as their file has them."""
-    unet, asked = _unet(), _asked()
+    unet, asked = toy_unet(), _asked()
     wanted = unet(*asked)
     for weight in int8.rounded_weights(unet).values():
         weight.data = weight.data.bfloat16()
@@ -230,7 +221,7 @@ def test_weights_of_half_precision_answer_in_float32() -> None:
 
 def test_with_gradients_nothing_is_rounded() -> None:
     """They would be lost on the way."""
-    unet, (x, t, cond) = _unet(), _asked()
+    unet, (x, t, cond) = toy_unet(), _asked()
     wanted = unet(x, t, cond)
     int8.quantise(unet, {})
     with torch.enable_grad():
@@ -242,7 +233,7 @@ def test_with_gradients_nothing_is_rounded() -> None:
 
 def test_what_is_not_finite_stays_so() -> None:
     """It is not made into a picture."""
-    unet, (x, t, cond) = _unet(), _asked()
+    unet, (x, t, cond) = toy_unet(), _asked()
     int8.quantise(unet, {})
     x[1, 0, 0, 0] = torch.nan
     assert not bool(unet(x, t, cond)[1].isfinite().all())
@@ -250,7 +241,7 @@ def test_what_is_not_finite_stays_so() -> None:
 
 def test_where_memory_is_short_a_layer_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer, and answers."""
-    unet, asked = _unet(), _asked()
+    unet, asked = toy_unet(), _asked()
     wanted = unet(*asked)
     monkeypatch.setattr(packed.Room, "free", classmethod(lambda cls: cls(0)))
     int8.quantise(unet, {})

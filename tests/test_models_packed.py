@@ -15,7 +15,8 @@ from safelight.doors import Conditioning
 from safelight.models import packed, winograd
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.strips import decode_in_strips
-from safelight.models.unet import UNet, UNetConfig
+from safelight.models.unet import UNet
+from toy import toy_unet
 
 CLOSE = 1e-5
 """Largest difference, in units of the largest answer."""
@@ -32,15 +33,6 @@ def _everything_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def _unet(linear: bool = False, context: int | None = 24) -> UNet:
-    torch.manual_seed(0)
-    config = UNetConfig(
-        channels=(32, 64), blocks_per_level=1, transformer_depth=(1, 1), heads=(2, 4), context_width=context,
-        linear_projection=linear, norm_groups=8,
-    )  # fmt: skip
-    return UNet(config).eval().requires_grad_(False)
 
 
 def _told(batch: int = 2, context: int | None = 24, size: tuple[int, int] = (10, 14)) -> Callable[[UNet], Tensor]:
@@ -107,7 +99,7 @@ def test_every_convolution_is_pytorchs(layer: nn.Conv2d) -> None:
 def test_a_packed_unet_answers_as_before_and_is_itself_again(
     linear: bool, context: int | None, size: tuple[int, int]
 ) -> None:
-    unet, ask = _unet(linear and context is not None, context), _told(context=context, size=size)
+    unet, ask = toy_unet(linear and context is not None, context), _told(context=context, size=size)
     wanted, classes = ask(unet), [type(module) for module in unet.modules()]
     weights = list(unet.parameters())
     _pack(unet)
@@ -134,7 +126,7 @@ def test_a_packed_autoencoder_answers_as_before_whole_and_in_strips(codebook: in
 
 
 def test_what_an_adapter_changes_is_laid_out_anew() -> None:
-    unet, ask = _unet(), _told()
+    unet, ask = toy_unet(), _told()
     names = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     own = {name: unet.get_parameter(f"{name}.weight") for name in names}
     changes = {name: [(Full(torch.randn_like(weight) / 50, None), 1.0)] for name, weight in own.items()}
@@ -169,7 +161,7 @@ def test_a_picture_of_another_size_may_need_another_form() -> None:
 
 
 def test_keys_and_values_of_the_words_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    unet, ask, other = _unet(), _told(), _told(batch=1)
+    unet, ask, other = toy_unet(), _told(), _told(batch=1)
     _pack(unet)
     widths: list[int] = []
     computed = packed._linear
@@ -189,7 +181,7 @@ def test_keys_and_values_of_the_words_are_computed_once(monkeypatch: pytest.Monk
 
 
 def test_gradients_still_flow() -> None:
-    unet, ask = _unet(), _told()
+    unet, ask = toy_unet(), _told()
     wanted = ask(unet)
     _pack(unet)
     with torch.enable_grad():
@@ -200,7 +192,7 @@ def test_gradients_still_flow() -> None:
 
 
 def test_without_room_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    unet, ask = _unet(), _told()
+    unet, ask = toy_unet(), _told()
     wanted = ask(unet)
     monkeypatch.setattr(packed, "_free_bytes", lambda: 0.0)
     _pack(unet)
@@ -211,7 +203,7 @@ def test_without_room_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_was_laid_out_is_told_once() -> None:
-    unet, ask = _unet(), _told()
+    unet, ask = toy_unet(), _told()
     pages = _Noted()
     _pack(unet, pages)
     ask(unet)

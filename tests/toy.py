@@ -11,7 +11,7 @@ from safelight.models.autoencoder import AutoencoderConfig
 from safelight.models.clip import ClipTextConfig
 from safelight.models.networks import NETWORKS
 from safelight.models.tokenizer import ClipTokenizer
-from safelight.models.unet import UNetConfig
+from safelight.models.unet import UNet, UNetConfig
 from safelight.presets import PRESETS
 from safelight.presets.conditions import Words
 from safelight.tasks.model import Model
@@ -59,3 +59,13 @@ def toy_folder(folder: Path) -> Path:
     """The toy model saved as a diffusers folder."""
     toy_model().save(folder)
     return folder
+
+
+def toy_unet(linear: bool = False, context: int | None = 24) -> UNet:
+    """A UNet of two levels with weights drawn from seed 0, without gradients; context None: without words."""
+    torch.manual_seed(0)
+    config = UNetConfig(
+        channels=(32, 64), blocks_per_level=1, transformer_depth=(1, 1), heads=(2, 4), context_width=context,
+        linear_projection=linear, norm_groups=8,
+    )  # fmt: skip
+    return UNet(config).eval().requires_grad_(False)

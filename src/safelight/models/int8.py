@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.models.layers import DoublingConv, Downsample, PositionAttention, ResnetBlock, Upsample
-from safelight.models.packed import HELD, Form, Packing, Pages, Room, told_of_the_words, version
+from safelight.models.packed import HELD, Form, Packing, Pages, Room, inferring, told_of_the_words, version
 from safelight.models.spatial_transformer import GEGLU, SpatialTransformer
 from safelight.models.unet import Level, UNet
 
@@ -241,9 +241,7 @@ def _form(
     layer: Int8Linear | Int8Conv2d | Int8GEGLU, weight: Tensor, x: Tensor, lay_out: Callable[[Quantised], Form]
 ) -> Form | None:
     """The laid out form of a layer's weight, if it may be used now."""
-    if x.dtype != torch.float32 or x.device.type != "cpu" or weight.device.type != "cpu":
-        return None
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if not inferring(x, weight):
         return None
 
     def laid_out(new: Tensor) -> Form:

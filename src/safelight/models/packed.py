@@ -294,8 +294,13 @@ def _ready(layer: nn.Module, x: Tensor) -> Tensor | None:
     """The layer's weight, if its laid out form may be used now."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    both = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    return None if not both or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)) else weight
+    return weight if weight.dtype == torch.float32 and inferring(x, weight) else None
+
+
+def inferring(x: Tensor, weight: Tensor) -> bool:
+    """Whether float32 is asked for on the CPU, and nobody wants gradients."""
+    here = x.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    return here and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
 
 
 def version(weight: Tensor) -> int | None:
