@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import copy
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -213,14 +212,12 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_in_one_line_and_at_once(tmp_path: Path, name: str) -> None:
+def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     write, message = BAD[name]
     path = tmp_path / name.replace("\n", "")
     write(path)
-    start = time.process_time()
     with pytest.raises(ModelFileError, match=message) as caught:
         read_embedding(path)
-    assert time.process_time() - start < 1
     assert path.name in str(caught.value)
     assert "\n" not in str(caught.value)
 

