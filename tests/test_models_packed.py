@@ -14,6 +14,7 @@ from safelight.adapters.patching import patched
 from safelight.doors import Conditioning
 from safelight.models import packed, winograd
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
+from safelight.models.layers import Upsample, activated, doubled
 from safelight.models.strips import decode_in_strips
 from safelight.models.unet import UNet
 from toy import toy_unet
@@ -158,6 +159,54 @@ def test_a_picture_of_another_size_may_need_another_form() -> None:
     _pack(layer)
     for x, right in zip((small, large, small), wanted, strict=True):
         _same(layer(x), right)
+
+
+def test_for_a_few_calls_deep_kernels_are_not_kept_and_the_answer_is_the_same() -> None:
+    unet, ask = toy_unet(), _told(size=(32, 32))
+    _pack(unet)
+    for module in unet.modules():
+        if isinstance(module, packed.PackedConv2d):
+            module.packing.tiles = packed.TILES
+    packed.expect(unet, packed.CALLS - 1)
+    few, kept = ask(unet), _laid_out(unet)
+    packed.expect(unet, 1)
+    assert torch.equal(ask(unet), few), "what was drawn before changes no bit"
+    assert 0 < len(kept) < len(_laid_out(unet))
+
+
+def _laid_out(network: nn.Module) -> list[str]:
+    convolutions = ((n, m) for n, m in network.named_modules() if isinstance(m, packed.PackedConv2d))
+    return [name for name, module in convolutions if module.packing.form is not None]
+
+
+@pytest.mark.parametrize("size", [None, (14, 18), (13, 18)], ids=["twice", "twice by name", "another"])
+def test_doubling_and_convolution_in_tiles(size: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, x = Upsample(6), torch.randn(2, 6, 7, 9)
+    wanted = layer(x, size)
+    _pack(layer)
+    doublings: list[int] = []
+    convolve = winograd.convolve
+    monkeypatch.setattr(
+        winograd, "convolve", lambda *given, times=1: (doublings.append(times), convolve(*given, times))[1]
+    )
+    monkeypatch.setattr(winograd, "AT_ONCE", 1)
+    _same(layer(x, size), wanted)
+    assert doublings == [1 if size == (13, 18) else 2]
+    seen: list[Tensor] = []
+    layer.conv.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    _same(layer(x, size), wanted)
+    assert torch.equal(seen[0], doubled(x, size)), "who looks sees what the convolution is given"
+
+
+def test_an_activation_in_place_takes_no_answer_from_anybody() -> None:
+    torch.manual_seed(0)
+    norm, x, seen = nn.GroupNorm(2, 4), torch.randn(1, 4, 3, 3), []
+    wanted, before = F.silu(norm(x)), x.clone()
+    assert torch.equal(activated(norm, x), wanted) and torch.equal(x, before)
+    norm.register_forward_hook(lambda _, given, answer: seen.append(answer))
+    activated(norm, x)
+    assert torch.equal(seen[0], norm(x))
 
 
 def test_keys_and_values_of_the_words_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

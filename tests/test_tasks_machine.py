@@ -47,11 +47,11 @@ def test_threads_are_as_many_as_processors_or_what_the_user_said(said: dict[str,
 
 def test_what_is_loaded_for_the_cpu_is_laid_out_and_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = safelight.load("tiny")
-    assert not any(isinstance(module, packed.PackedLinear) for module in plain.unet.modules()), "tiny is too small"
+    assert not any(isinstance(module, packed.DnnLinear) for module in plain.unet.modules()), "tiny is too small"
     monkeypatch.setattr(packed, "SMALLEST", 1)
     monkeypatch.setattr(packed, "WINOGRAD_CHANNELS", 1)
     model = safelight.load("tiny")
-    assert isinstance(model.unet.time_embedding.linear_1, packed.PackedLinear)
+    assert isinstance(model.unet.time_embedding.linear_1, packed.DnnLinear)
     pictures = [drawn.txt2img(PROMPT, seed=3, steps=6)[0] for drawn in (plain, model, model)]
     one, other, again = (np.asarray(picture, dtype=np.int16) for picture in pictures)
     assert np.abs(one - other).max() <= 1
@@ -63,7 +63,7 @@ def test_its_weights_are_saved_as_they_came(monkeypatch: pytest.MonkeyPatch) -> 
     wanted = safelight.load("tiny").weights()
     monkeypatch.setattr(packed, "SMALLEST", 1)
     model = safelight.load("tiny")
-    model.txt2img(PROMPT, seed=3, steps=2)
+    model.txt2img(PROMPT, seed=3, steps=packed.CALLS)
     for part, tensors in model.weights().items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, wanted[part][name]), f"{part} {name}"
@@ -78,7 +78,7 @@ def test_a_weight_that_was_written_to_is_not_read_from_its_file_again(
     weight = model.unet.mid_block.resnets[0].conv1.weight
     wanted = 2 * weight
     weight.mul_(2)
-    model.txt2img(PROMPT, seed=3, steps=2)
+    model.txt2img(PROMPT, seed=3, steps=packed.CALLS)
     assert torch.equal(weight, wanted)
 
 
@@ -86,4 +86,4 @@ def test_a_weight_that_was_written_to_is_not_read_from_its_file_again(
 def test_other_ways_of_loading_lay_nothing_out(how: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "SMALLEST", 1)
     model = safelight.load("tiny", **how)  # type: ignore[arg-type]
-    assert not any(isinstance(module, packed.PackedLinear) for module in model.unet.modules())
+    assert not any(isinstance(module, packed.DnnLinear) for module in model.unet.modules())

@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.models.codebook import Codebook, Quantised
-from safelight.models.layers import Downsample, PositionAttention, ResnetBlock, Upsample
+from safelight.models.layers import Downsample, PositionAttention, ResnetBlock, Upsample, activated
 
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -136,7 +135,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)
-        y: Tensor = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        y: Tensor = self.conv_out(activated(self.conv_norm_out, self.mid_block(x)))
         return y
 
 
@@ -167,7 +166,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for level in self.up_blocks:
             x = level(x)
-        y: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        y: Tensor = self.conv_out(activated(self.conv_norm_out, x))
         return y
 
 

@@ -57,7 +57,7 @@ class ResnetBlock(nn.Module):
 
         H' and W' are H and W, unless the block halves them (rounding down) or doubles them (or makes them `size`).
         """
-        h = F.silu(self.norm1(x))
+        h = activated(self.norm1, x)
         if self.resample == "down":
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
         elif self.resample == "up":
@@ -67,15 +67,26 @@ class ResnetBlock(nn.Module):
             told = self.time_emb_proj(time)[:, :, None, None]  # (B, C' or 2C', 1, 1)
             if self.scale_shift:
                 scale, shift = told.chunk(2, dim=1)
-                h = self.norm2(h) * (1 + scale) + shift
+                h = F.silu(self.norm2(h) * (1 + scale) + shift)
             else:
-                h = self.norm2(h + told)
+                h = activated(self.norm2, h + told)
         else:
-            h = self.norm2(h)
-        h = self.conv2(F.silu(h))
+            h = activated(self.norm2, h)
+        h = self.conv2(h)
         skip: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
         y: Tensor = skip + h
         return y
+
+
+def activated(norm: nn.Module, x: Tensor) -> Tensor:
+    """A norm and its SiLU, which takes no memory of its own where nobody else can have the norm's answer."""
+    h: Tensor = norm(x)
+    return F.silu(h, inplace=not (h.requires_grad or watched(norm)))
+
+
+def watched(layer: nn.Module) -> bool:
+    """Whether somebody looks at what a layer is given, or at its answer."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class Downsample(nn.Module):

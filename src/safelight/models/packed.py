@@ -1,7 +1,8 @@
-"""Networks on the CPU: all products by oneDNN, with the weights laid out once as it computes with them.
+"""Networks on the CPU: all products by oneDNN, with kernels laid out once as it computes with them.
 
-PyTorch lays weights out at every call, which for the deep levels of a UNet takes as long as the arithmetic. And its
-matrix products are those of a library that knows not every processor well: oneDNN's took from 0.5 to 0.9 of the time.
+PyTorch lays kernels out at every call, which for the deep levels of a UNet takes as long as the arithmetic. And its
+matrix products are those of a library that knows not every processor well: oneDNN's took from 0.4 to 0.9 of the time.
+Weights of linear layers stay as they are: laid out they would be some percent faster, and there twice.
 
 `pack` exchanges the classes of layers for those below; the networks' own code and parameters stay as they are. A
 layer lays its weight out when it is first asked, and again when it meets another weight: adapters, which put other
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from safelight.models import winograd
-from safelight.models.layers import DoublingConv
+from safelight.models.layers import DoublingConv, Upsample, watched
 from safelight.models.spatial_transformer import GEGLU, TransformerBlock
 
 SMALLEST = 1 << 25
@@ -42,6 +43,11 @@ FINE_TILES: Tiles = ((1024, (2, 4)), (256, (2, 2)))
 """The same, more exact: for an autoencoder, of which nearly all is such convolutions."""
 WINOGRAD_CHANNELS = 192
 """With fewer channels, reading and writing the picture takes longer than what is saved."""
+FEW_POSITIONS = 1024
+"""With less of a picture to multiply, laying a kernel out takes as long as 6 to 15 calls gain by it, and with more 1 or
+2 calls."""
+CALLS = 8
+"""From so many calls of a network on, those kernels are laid out, too."""
 SHARE = 0.5
 """Of the memory that is free when a network is packed: what its laid out weights may take. Others stay as they are.
 There are two such networks."""
@@ -83,11 +89,17 @@ class Room:
     left: float
     said: bool = False
     """That it is not enough."""
+    calls: int | None = None
+    """Of the network, which were and are to come; None: nobody knows."""
 
     @classmethod
     def free(cls) -> Room:
         """A network's share of what is free now."""
         return cls(SHARE * _free_bytes())
+
+    def for_many(self) -> bool:
+        """Whether the network is called often enough for weights that gain little at each call."""
+        return self.calls is None or self.calls >= CALLS
 
     def say_too_small(self) -> None:
         """Once: it is as slow as if nobody had laid anything out."""
@@ -117,8 +129,21 @@ class Packing:
     _of: weakref.ref[Tensor] | None = None
     _state: tuple[int | None, winograd.Tile | None] = (None, None)
 
-    def of(self, weight: Tensor, lay_out: Callable[[Tensor], Form], tile: winograd.Tile | None = None) -> Form | None:
-        """The form of a weight, of a kernel for tiles of a size, made if there is another one or none."""
+    def of(
+        self,
+        weight: Tensor,
+        lay_out: Callable[[Tensor], Form],
+        tile: winograd.Tile | None = None,
+        *,
+        gains_little: bool = False,
+    ) -> Form | None:
+        """The form of a weight, of a kernel for tiles of a size, made if there is another one or none.
+
+        Args:
+            gains_little: it is made for many calls only.
+        """
+        if gains_little and self.form is None and not self.room.for_many():
+            return lay_out(weight.detach())
         state = version(weight), tile
         if self._of is None or self._of() is not weight or self._state != state:
             if self.form is not None:
@@ -144,19 +169,16 @@ class Packing:
         return own() is weight and then is not None and then == version(weight)
 
 
-class PackedLinear(nn.Linear):
-    """A linear layer whose weight is laid out."""
-
-    packing: Packing
+class DnnLinear(nn.Linear):
+    """A linear layer by oneDNN."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         weight = _ready(self, x)
-        form = None if weight is None else self.packing.of(weight, _as_linear)
-        return super().forward(x) if form is None else _linear(x, form[0], self.bias)
+        return super().forward(x) if weight is None else _linear(x, weight, self.bias)
 
 
-class ContextLinear(PackedLinear):
+class ContextLinear(DnnLinear):
     """Keys or values of the words: what they are told is the same at every step, and is answered once."""
 
     told: WeakTensorKeyDictionary
@@ -183,24 +205,33 @@ class PackedConv2d(nn.Conv2d):
         if weight is None:
             return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last)
-        pointwise, tile = self._is((1, 1), (0, 0)), self._tile(x)
-        form = self.packing.of(weight, _as_linear if pointwise else partial(self._lay_out, tile=tile), tile)
-        if form is None:
-            return super().forward(x)
-        if pointwise:  # a linear layer on every position
-            return _linear(x.permute(0, 2, 3, 1), form[0], self.bias).permute(0, 3, 1, 2)
+        if self._is((1, 1), (0, 0)):  # a linear layer on every position
+            return _linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        positions = x.shape[2] * x.shape[3]  # of a picture, so that tiles are the same in every batch
+        few, tile = positions < FEW_POSITIONS, self._tile(positions)
+        form = self.packing.of(weight, partial(self._lay_out, tile=tile), tile, gains_little=few)
+        if form is None:  # as the weight is: PyTorch would turn it to channels-last at every call
+            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
         if tile is not None:
             return winograd.convolve(x, form, self.bias, tile)
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, form[0], self.bias, *self._way(), "none", [], "")
         return y
 
+    def doubled(self, x: Tensor) -> Tensor | None:
+        """Of a picture with each pixel doubled, (B, C, H, W) -> (B, C', 2H, 2W); None if Winograd's is not the way."""
+        weight, tile = _ready(self, x), self._tile(4 * x.shape[2] * x.shape[3])
+        if weight is None or tile is None:
+            return None
+        form = self.packing.of(weight, partial(self._lay_out, tile=tile), tile)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return None if form is None else winograd.convolve(x, form, self.bias, tile, times=2)
+
     def _is(self, kernel: tuple[int, int], padding: tuple[int, int]) -> bool:
         plain = (self.stride, self.dilation, self.groups) == ((1, 1), (1, 1), 1)
         return plain and (self.kernel_size, self.padding) == (kernel, padding)
 
-    def _tile(self, x: Tensor) -> winograd.Tile | None:
+    def _tile(self, positions: int) -> winograd.Tile | None:
         if self._is((3, 3), (1, 1)) and min(self.in_channels, self.out_channels) >= WINOGRAD_CHANNELS:
-            positions = x.shape[2] * x.shape[3]  # of a picture, so that it is the same in every batch
             return next((tile for least, tile in self.packing.tiles if positions >= least), None)
         return None
 
@@ -221,28 +252,37 @@ class PackedDoublingConv(PackedConv2d, DoublingConv):
         return DoublingConv.forward(self, x, both=True) if both else PackedConv2d.forward(self, x)
 
 
-class PackedGEGLU(GEGLU):
-    """A gated linear unit whose two halves are products of their own: GELU and gate are done on the way out of them."""
+class PackedUpsample(Upsample):
+    """Doubling and convolution, without the doubled picture where tiles are taken from it."""
 
-    packing: Packing
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """As `Upsample.forward`."""
+        conv, twice = self.conv, (2 * x.shape[-2], 2 * x.shape[-1])
+        may = isinstance(conv, PackedDoublingConv) and not watched(conv) and size in (None, twice)
+        y = cast(PackedDoublingConv, conv).doubled(x) if may else None
+        return super().forward(x, size) if y is None else y
+
+
+class DnnGEGLU(GEGLU):
+    """A gated linear unit whose two halves are products of their own: GELU and gate are done on the way out of them."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, C) -> (B, L, inner)."""
         weight = _ready(self.proj, x)
-        form = None if weight is None else self.packing.of(weight, _halves)
-        if form is None:
+        if weight is None:
             return super().forward(x)
-        (value, gate), (value_bias, gate_bias) = form, self.proj.bias.chunk(2)
+        (value, gate), (value_bias, gate_bias) = weight.chunk(2), self.proj.bias.chunk(2)
         opened = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
         y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, opened, value, value_bias, "mul")
         return y
 
 
 _PACKED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: PackedLinear,
+    nn.Linear: DnnLinear,
     nn.Conv2d: PackedConv2d,
     DoublingConv: PackedDoublingConv,
-    GEGLU: PackedGEGLU,
+    GEGLU: DnnGEGLU,
+    Upsample: PackedUpsample,
 }
 _PLAIN = {packed: plain for plain, packed in _PACKED.items()} | {ContextLinear: nn.Linear}
 
@@ -260,13 +300,14 @@ def pack(network: nn.Module, pages: Pages = HELD, tiles: Tiles = TILES) -> None:
     for module in network.modules():
         packed = _PACKED.get(type(module))
         weight = module.proj.weight if isinstance(module, GEGLU) else getattr(module, "weight", None)
-        if packed is None or not isinstance(weight, Tensor) or weight.numel() < SMALLEST_WEIGHT:
+        if packed is None or (isinstance(weight, Tensor) and weight.numel() < SMALLEST_WEIGHT):
             continue
         module.__class__ = packed
-        read = weakref.ref(weight), version(weight)
-        module.packing = Packing(room, pages, tiles, read)  # type: ignore[assignment]
+        if isinstance(module, PackedConv2d):
+            read = weakref.ref(module.weight), version(module.weight)
+            module.packing = Packing(room, pages, tiles, read)
     for layer in told_of_the_words(network):
-        if type(layer) is PackedLinear:
+        if type(layer) is DnnLinear:
             layer.__class__ = ContextLinear
             cast(ContextLinear, layer).told = WeakTensorKeyDictionary()
 
@@ -279,6 +320,17 @@ def unpack(network: nn.Module) -> None:
             for name in ("packing", "told"):
                 vars(module).pop(name, None)
             module.__class__ = plain
+
+
+def expect(network: nn.Module, calls: int) -> None:
+    """Say that a network is going to be called so often, as each sampling does: what little use there is for is not
+    laid out. Where nobody says so, much use is expected.
+    """
+    for module in network.modules():
+        packing = vars(module).get("packing")
+        if isinstance(packing, Packing):  # one room for all of them
+            packing.room.calls = calls + (0 if packing.room.calls is None else packing.room.calls)
+            return
 
 
 def told_of_the_words(network: nn.Module) -> Iterator[nn.Module]:
@@ -311,14 +363,6 @@ def version(weight: Tensor) -> int | None:
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
-
-
-def _as_linear(weight: Tensor) -> Form:
-    return [torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))]
-
-
-def _halves(weight: Tensor) -> Form:
-    return [torch.ops.mkldnn._reorder_linear_weight(half) for half in weight.chunk(2)]
 
 
 def _bytes(form: Form) -> int:

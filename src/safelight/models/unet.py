@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.doors import Conditioning
-from safelight.models.layers import Downsample, PositionAttention, ResnetBlock, Upsample, sinusoids
+from safelight.models.layers import Downsample, PositionAttention, ResnetBlock, Upsample, activated, sinusoids
 from safelight.models.spatial_transformer import SpatialTransformer
 
 RESNET_EPS = 1e-5
@@ -348,7 +348,7 @@ class UNet(nn.Module):
             if level.upsamplers is not None and i + 1 == len(level.resnets):
                 x = level.leave(x, time, kept[-1].shape[-2:])
 
-        y: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        y: Tensor = self.conv_out(activated(self.conv_norm_out, x))
         return y
 
     def _embed(self, t: Tensor, vector: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -53,21 +53,23 @@ def at_points(weight: Tensor, tile: Tile) -> Tensor:
     return torch.mm(change, weight.reshape(N * C, 9).t()).view(-1, N, C)
 
 
-def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Tile) -> Tensor:
+def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Tile, times: int = 1) -> Tensor:
     """A 3x3 convolution of stride 1 with a border of one zero, (B, C, H, W) -> (B, N, H, W), both channels-last.
 
     Args:
         kernel: what `at_points` gives, each (N, C) packed by oneDNN for a linear layer.
         bias: (N,).
+        times: each pixel is repeated so often beforehand, down and across; H and W of the answer are as much larger.
     """
     (B, C, H, W), (a, b), N = x.shape, tile, kernel[0].shape[0]
+    H, W = times * H, times * W
     rows, columns = -(-H // a), -(-W // b)
     pixels = x.permute(0, 2, 3, 1)
     y = x.new_empty(B, rows, a, columns, b, N)
     strip = max(AT_ONCE // (4 * B * columns * points(tile) * max(C, N)), 1)
     for first in range(0, rows, strip):
         n = min(strip, rows - first)
-        seen = _bordered(pixels, first * a - 1, (first + n) * a + 1, columns * b + 2)
+        seen = _bordered(pixels, first * a - 1, (first + n) * a + 1, columns * b + 2, times)
         half = x.new_empty(a + 2, B, n, columns * b + 2, C)
         _to_points([seen[:, p : p + (n - 1) * a + 1 : a] for p in range(a + 2)], half)
         whole = x.new_empty(b + 2, a + 2, B, n, columns, C)
@@ -92,10 +94,17 @@ def _linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _bordered(pixels: Tensor, first: int, end: int, width: int) -> Tensor:
-    """Rows of (B, H, W, C), zeros where there are none, and columns from -1 on: (B, end - first, width, C)."""
+def _bordered(pixels: Tensor, first: int, end: int, width: int, times: int) -> Tensor:
+    """Rows of (B, H, W, C), each pixel repeated, zeros where there are none, and columns from -1 on:
+    (B, end - first, width, C).
+    """
     _, H, W, _ = pixels.shape
-    inside = pixels[:, max(first, 0) : min(end, H)]
+    H, W = times * H, times * W
+    low, high = max(first, 0), min(end, H)
+    inside = pixels[:, low // times : -(-high // times)]
+    if times > 1:
+        inside = inside.repeat_interleave(times, dim=2).repeat_interleave(times, dim=1)
+        inside = inside[:, low % times : low % times + high - low]
     return F.pad(inside, (0, 0, 1, width - W - 1, max(-first, 0), max(end - H, 0)))
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from safelight.errors import RequestError
-from safelight.models.layers import ResnetBlock, attend
+from safelight.models.layers import ResnetBlock, attend, watched
 from safelight.models.spatial_transformer import TransformerBlock
 from safelight.tasks.machine import cache_folder
 
@@ -97,5 +97,4 @@ def _either(block: nn.Module, compiled: Callable[..., Tensor]) -> Callable[..., 
 
 
 def _changed(part: nn.Module) -> bool:
-    hooks = part._forward_hooks or part._forward_pre_hooks
-    return bool(hooks) or getattr(part, "attending", attend) is not attend
+    return watched(part) or getattr(part, "attending", attend) is not attend
