@@ -17,7 +17,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -43,11 +42,9 @@ FINE_TILES: Tiles = ((1024, (2, 4)), (256, (2, 2)))
 """The same, more exact: for an autoencoder, of which nearly all is such convolutions."""
 WINOGRAD_CHANNELS = 192
 """With fewer channels, reading and writing the picture takes longer than what is saved."""
-FEW_POSITIONS = 1024
-"""With less of a picture to multiply, laying a kernel out takes as long as 6 to 15 calls gain by it, and with more 1 or
-2 calls."""
-CALLS = 8
-"""From so many calls of a network on, those kernels are laid out, too."""
+CALLS = 16
+"""Of a network: for fewer ones its kernels are laid out at each, and not kept. That takes a fifteenth of its time, and
+keeping them as much as it takes in 6 to 30 calls, as new memory is cheap or dear. The answer is the same to the bit."""
 SHARE = 0.5
 """Of the memory that is free when a network is packed: what its laid out weights may take. Others stay as they are.
 There are two such networks."""
@@ -79,7 +76,7 @@ Form = list[Tensor]
 
 
 class ShortMemoryWarning(UserWarning):
-    """Not all weights could be laid out."""
+    """There is no room for what would be quicker."""
 
 
 @dataclass
@@ -97,17 +94,15 @@ class Room:
         """A network's share of what is free now."""
         return cls(SHARE * _free_bytes())
 
-    def for_many(self) -> bool:
-        """Whether the network is called often enough for weights that gain little at each call."""
+    def keeps(self) -> bool:
+        """Whether the network is called often enough for what is laid out to be kept."""
         return self.calls is None or self.calls >= CALLS
 
     def say_too_small(self) -> None:
-        """Once: it is as slow as if nobody had laid anything out."""
+        """Once."""
         if not self.said:
             self.said = True
-            told = (
-                "memory is short: some layers are computed the slow way; close other programs, or use --precision int8"
-            )
+            told = "memory is short: some layers are computed in float32, which takes longer: close other programs"
             warnings.warn(told, ShortMemoryWarning, stacklevel=2)
 
 
@@ -134,16 +129,25 @@ class Packing:
         weight: Tensor,
         lay_out: Callable[[Tensor], Form],
         tile: winograd.Tile | None = None,
-        *,
-        gains_little: bool = False,
+        each_time: Callable[[Tensor], Form] | None = None,
     ) -> Form | None:
         """The form of a weight, of a kernel for tiles of a size, made if there is another one or none.
 
         Args:
-            gains_little: it is made for many calls only.
+            each_time: makes one for this call alone, where few are expected or there is no room to keep it; None: then
+                there is none.
         """
-        if gains_little and self.form is None and not self.room.for_many():
-            return lay_out(weight.detach())
+        if each_time is not None and self.form is None and not self.room.keeps():
+            return each_time(weight.detach())
+        self._keep(weight, lay_out, tile)
+        if self.form is None and each_time is not None:
+            return each_time(weight.detach())
+        if self.form is None:
+            self.room.say_too_small()
+        return self.form
+
+    def _keep(self, weight: Tensor, lay_out: Callable[[Tensor], Form], tile: winograd.Tile | None) -> None:
+        """Have the form of this weight, if there is room."""
         state = version(weight), tile
         if self._of is None or self._of() is not weight or self._state != state:
             if self.form is not None:
@@ -159,9 +163,6 @@ class Packing:
                 self.room.left -= _bytes(self.form)
                 if read:
                     self.pages.release(weight)  # of any other, the numbers would be lost
-            else:
-                self.room.say_too_small()
-        return self.form
 
     def is_read(self, weight: Tensor) -> bool:
         """Whether it is the weight that was there, and nothing was written to it since."""
@@ -207,11 +208,10 @@ class PackedConv2d(nn.Conv2d):
         x = x.contiguous(memory_format=torch.channels_last)
         if self._is((1, 1), (0, 0)):  # a linear layer on every position
             return _linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        positions = x.shape[2] * x.shape[3]  # of a picture, so that tiles are the same in every batch
-        few, tile = positions < FEW_POSITIONS, self._tile(positions)
-        form = self.packing.of(weight, partial(self._lay_out, tile=tile), tile, gains_little=few)
-        if form is None:  # as the weight is: PyTorch would turn it to channels-last at every call
-            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        tile = self._tile(x.shape[2] * x.shape[3])
+        form = self._form(weight, tile)
+        if form is None:
+            return super().forward(x)
         if tile is not None:
             return winograd.convolve(x, form, self.bias, tile)
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, form[0], self.bias, *self._way(), "none", [], "")
@@ -222,7 +222,7 @@ class PackedConv2d(nn.Conv2d):
         weight, tile = _ready(self, x), self._tile(4 * x.shape[2] * x.shape[3])
         if weight is None or tile is None:
             return None
-        form = self.packing.of(weight, partial(self._lay_out, tile=tile), tile)
+        form = self._form(weight, tile)
         x = x.contiguous(memory_format=torch.channels_last)
         return None if form is None else winograd.convolve(x, form, self.bias, tile, times=2)
 
@@ -231,6 +231,7 @@ class PackedConv2d(nn.Conv2d):
         return plain and (self.kernel_size, self.padding) == (kernel, padding)
 
     def _tile(self, positions: int) -> winograd.Tile | None:
+        """For so many positions of a picture, so that it is the same in every batch."""
         if self._is((3, 3), (1, 1)) and min(self.in_channels, self.out_channels) >= WINOGRAD_CHANNELS:
             return next((tile for least, tile in self.packing.tiles if positions >= least), None)
         return None
@@ -238,10 +239,20 @@ class PackedConv2d(nn.Conv2d):
     def _way(self) -> tuple[object, ...]:
         return self.padding, self.stride, self.dilation, self.groups
 
-    def _lay_out(self, weight: Tensor, tile: winograd.Tile | None) -> Form:
-        if tile is None:
+    def _form(self, weight: Tensor, tile: winograd.Tile | None) -> Form | None:
+        def at_points(weight: Tensor) -> Form:
+            assert tile is not None
+            return list(winograd.at_points(weight, tile))
+
+        def as_linear(weight: Tensor) -> Form:
+            return [torch.ops.mkldnn._reorder_linear_weight(values) for values in at_points(weight)]
+
+        def as_kernel(weight: Tensor) -> Form:
             return [torch.ops.mkldnn._reorder_convolution_weight(weight, *self._way())]
-        return [torch.ops.mkldnn._reorder_linear_weight(values) for values in winograd.at_points(weight, tile)]
+
+        if tile is None:
+            return self.packing.of(weight, as_kernel, None, as_kernel)
+        return self.packing.of(weight, as_linear, tile, at_points)
 
 
 class PackedDoublingConv(PackedConv2d, DoublingConv):
@@ -323,8 +334,8 @@ def unpack(network: nn.Module) -> None:
 
 
 def expect(network: nn.Module, calls: int) -> None:
-    """Say that a network is going to be called so often, as each sampling does: what little use there is for is not
-    laid out. Where nobody says so, much use is expected.
+    """Say that a network is going to be called so often: for few calls, what is laid out is not kept. Where nobody says
+    so, many are expected.
     """
     for module in network.modules():
         packing = vars(module).get("packing")

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-LARGEST_KEPT = 192 << 20
-"""Bytes of the largest piece of memory that is kept for the next one, instead of being given back: the few larger
-ones, a decoder's of its finest level, seldom fit where others were, and would be taken anew and kept, too."""
+LARGEST_KEPT = 1 << 30
+"""Bytes of the largest piece of memory that is kept for the next one of its size, instead of being given back."""
 KEPT = (1 << 31) - 1
 """Bytes that are kept at most; all that the C library's setting can say."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)

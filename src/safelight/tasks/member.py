@@ -17,6 +17,7 @@ from safelight.diffusion.schedule import Schedule
 from safelight.doors import Conditioning
 from safelight.models import strips
 from safelight.models.autoencoder import Autoencoder
+from safelight.models.packed import expect
 from safelight.models.tokenizer import Tokenizing
 from safelight.models.unet import Deep, UNet
 from safelight.presets import Preset
@@ -96,13 +97,17 @@ class Member:
         pixels, encoder = pixels.to(self.device), self.autoencoder
         if encoder is None:
             return pixels * self.preset.latent_scale
+        expect(encoder, 1)
         mean = careful(encoder, lambda dtype: strips.encode(encoder, pixels.to(dtype))[0])
         return mean.float() * self.preset.latent_scale
 
     def to_pixels(self, latent: Tensor) -> Tensor:
         """Scaled latent (B, C, h, w) -> (B, 3, H, W), about in [-1, 1]."""
         z, decoder = (latent / self.preset.latent_scale).to(self.device), self.autoencoder
-        return z if decoder is None else careful(decoder, lambda dtype: strips.decode(decoder, z.to(dtype)))
+        if decoder is None:
+            return z
+        expect(decoder, 1)
+        return careful(decoder, lambda dtype: strips.decode(decoder, z.to(dtype)))
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture of so many pixels."""
