@@ -589,6 +589,40 @@ def test_they_begin_as_pytorch_draws(how: str, activation: str) -> None:
     assert set(THEIR_INITIALISATIONS) == set(INITIALISATIONS)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        HypernetworkConfig(),
+        HypernetworkConfig((1, 2, 2, 1), "relu", dropout=(0, 0.5, 0.5, 0)),
+        HypernetworkConfig((1, 0.5, 1), "mish", norm=True),
+        HypernetworkConfig((1, 2, 1), "sigmoid", activate_output=True, norm=True),
+    ],
+)
+def test_a_last_layer_of_zero_is_nothing_and_learns_from_the_first_step(
+    config: HypernetworkConfig,
+) -> None:
+    drawn, zeroed = (Hypernetwork([48], config, initialisation="kaiming-uniform") for _ in range(2))
+    drawn.initialise(torch.Generator().manual_seed(4))
+    zeroed.initialise(torch.Generator().manual_seed(4), zero_last=True)
+    x = randn(2, 5, 48)
+    for of in ("k", "v"):
+        bend = zeroed.bend(48, of)  # type: ignore[arg-type]
+        assert torch.equal(bend(x), x)
+        *earlier, last = [m for m in bend.linear if isinstance(m, nn.Linear | nn.LayerNorm)]
+        others = [m for m in drawn.bend(48, of).linear if isinstance(m, nn.Linear | nn.LayerNorm)]  # type: ignore[arg-type]
+        assert all(torch.equal(a.weight, b.weight) for a, b in zip(earlier, others, strict=False))
+        bend(x).square().sum().backward()
+        assert last.weight.grad is not None
+        assert bool((last.weight.grad != 0).any())
+
+
+def test_what_ends_in_an_activation_cannot_begin_as_nothing() -> None:
+    ending = Hypernetwork([48], HypernetworkConfig(activation="relu", activate_output=True))
+    with pytest.raises(ValueError, match="cannot begin as nothing"):
+        ending.initialise(zero_last=True)
+    Hypernetwork([48], HypernetworkConfig(activate_output=True)).initialise(zero_last=True)
+
+
 def test_training_changes_the_hypernetwork_alone_and_lasts_in_its_file(tmp_path: Path) -> None:
     network = unet().requires_grad_(False)
     made = Hypernetwork(attended_widths(network), HypernetworkConfig(activation="relu", dropout=(0, 0.1, 0)))

@@ -151,8 +151,27 @@ def test_a_hypernetwork_interrupted_goes_on_bit_by_bit(model: Path, folder: Path
     assert any(key.startswith("run.safetensors:") for key in final)
 
 
+def test_a_hypernetwork_of_zero_last_begins_as_the_model_is_and_its_file_says_what_the_web_ui_knows(
+    model: Path, folder: Path, tmp_path: Path
+) -> None:
+    told = HypernetworkSettings(model=str(model), zero_last=True, initialisation="kaiming-uniform", activation="relu")
+    config = loop(tmp_path / "run", images=2)
+    recipe = HypernetworkRecipe(told, data(folder), config)
+    begun = first_loss(recipe)
+    recipe._trained.initialise(zero_last=False)
+    assert first_loss(recipe) != begun
+    for parameter in recipe._trained.parameters():
+        parameter.data.zero_()
+    assert first_loss(recipe) == begun
+    train(HypernetworkRecipe(told, data(folder), config), config)
+    assert torch.load(config.output / "run.pt")["weight_initialization"] == "KaimingUniform"
+
+
+ENDING = {"zero_last": True, "activation": "relu", "activate_output": True}
+
+
 def test_what_cannot_be_built_is_said_in_one_line(model: Path, folder: Path, tmp_path: Path) -> None:
-    for changes in ({"structure": (1.0, 2.0)}, {"activation": "softmax"}, {"dropout": (0.5,)}):
+    for changes in ({"structure": (1.0, 2.0)}, {"activation": "softmax"}, {"dropout": (0.5,)}, ENDING):
         told = replace(HypernetworkSettings(model=str(model)), **changes)  # type: ignore[arg-type]
         with pytest.raises(TrainingError, match="no hypernetwork can be built so") as caught:
             HypernetworkRecipe(told, data(folder), loop(tmp_path / "run"))

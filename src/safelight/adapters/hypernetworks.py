@@ -229,13 +229,26 @@ class Hypernetwork(nn.Module):
         """The network for keys, or for values, of a width."""
         return cast(Bend, cast(nn.ModuleDict, self.pairs[str(width)])[of])
 
-    def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights as the web UI does, by `initialisation`: norms are always normal, and biases 0."""
+    def initialise(self, generator: torch.Generator | None = None, *, zero_last: bool = False) -> None:
+        """Draw the weights as the web UI does, by `initialisation`: norms are always normal, and biases 0.
+
+        Args:
+            zero_last: what stands last of each network then begins at zero, as a LoRA's second matrix does (Hu et al.
+                2021, sec. 4.1): it changes nothing yet, and what stands last learns at full pace from the first step.
+
+        Raises:
+            ValueError: an activation stands last, which may pass no gradient at zero.
+        """
+        if zero_last and self.config.activate_output and not self.config.norm and self.config.activation != LINEAR:
+            raise ValueError("what ends in an activation cannot begin as nothing: many learn nothing from there")
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 how = "normal" if isinstance(module, nn.LayerNorm) else self.initialisation
                 _draw(module.weight, how, self.config.activation, generator)
                 nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if zero_last and isinstance(module, Bend):
+                nn.init.zeros_([m for m in module.linear if isinstance(m, nn.Linear | nn.LayerNorm)][-1].weight)
 
 
 def _draw(weight: Tensor, how: Initialisation, activation: str, generator: torch.Generator | None) -> None:

@@ -49,9 +49,9 @@ class HypernetworkRecipe(Tuning):
             self._trained = Hypernetwork(
                 attended_widths(foundation.unet), config, initialisation=settings.initialisation, origin=origin
             )
+            self._trained.initialise(torch.Generator().manual_seed(loop.seed), zero_last=settings.zero_last)
         except ValueError as error:
             raise TrainingError(f"no hypernetwork can be built so: {error}") from error
-        self._trained.initialise(torch.Generator().manual_seed(loop.seed))
         super().__init__(settings, data, with_class(settings, entries, loop), foundation, loop)
 
     @property

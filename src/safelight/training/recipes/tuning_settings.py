@@ -274,6 +274,9 @@ class HypernetworkSettings(PriorSettings):
     """Chance to drop in training, for each width of the structure, 0 at both ends."""
     initialisation: Literal["normal", "xavier-uniform", "xavier-normal", "kaiming-uniform", "kaiming-normal"] = "normal"
     """How the layers begin."""
+    zero_last: bool = False
+    """Begin the last layer of each network at zero instead, so that nothing is changed at first. Made for another
+    --initialisation than normal, whose first layers are near zero, too."""
     name: str | None = None
     """What the file is called. Default: as the output folder."""
     file_format: Literal["pt", "safetensors"] = "pt"
