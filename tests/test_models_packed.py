@@ -172,6 +172,15 @@ def test_for_a_few_calls_nothing_is_kept_and_the_answer_is_the_same() -> None:
     assert _laid_out(unet)
 
 
+@pytest.mark.parametrize("tile", [(4, 4), (2, 2)])
+def test_a_kernel_in_onednns_order_or_not_gives_the_same_bits(tile: winograd.Tile) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 640, 16, 16).contiguous(memory_format=torch.channels_last)
+    plain = list(winograd.at_points(torch.randn(320, 640, 3, 3), tile))
+    ordered = [torch.ops.mkldnn._reorder_linear_weight(values) for values in plain]
+    assert torch.equal(winograd.convolve(x, ordered, None, tile), winograd.convolve(x, plain, None, tile))
+
+
 def _laid_out(network: nn.Module) -> list[str]:
     convolutions = ((n, m) for n, m in network.named_modules() if isinstance(m, packed.PackedConv2d))
     return [name for name, module in convolutions if module.packing.form is not None]

@@ -252,7 +252,10 @@ def _form(
         layer.packing.pages.release(layer.read.codes)
         return form
 
-    return layer.packing.of(weight, laid_out)
+    form = layer.packing.kept(weight, laid_out)
+    if form is None:
+        layer.packing.room.say_too_small()
+    return form
 
 
 def _each(x: Tensor, answer: Callable[[Given], Tensor]) -> Tensor | None:

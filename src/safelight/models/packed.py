@@ -5,7 +5,7 @@ matrix products are those of a library that knows not every processor well: oneD
 Weights of linear layers stay as they are: laid out they would be some percent faster, and there twice.
 
 `pack` exchanges the classes of layers for those below; the networks' own code and parameters stay as they are. A
-layer lays its weight out when it is first asked, and again when it meets another weight: adapters, which put other
+convolution lays its kernel out when it is first asked, and again when it meets another one: adapters, which put other
 tensors in the place of the weights and take them away, need to know nothing of it.
 
 With gradients, on another device or in another dtype than float32, a packed layer is what it was.
@@ -46,8 +46,8 @@ CALLS = 16
 """Of a network: for fewer ones its kernels are laid out at each, and not kept. That takes a fifteenth of its time, and
 keeping them as much as it takes in 6 to 30 calls, as new memory is cheap or dear. The answer is the same to the bit."""
 SHARE = 0.5
-"""Of the memory that is free when a network is packed: what its laid out weights may take. Others stay as they are.
-There are two such networks."""
+"""Of the memory that is free when a network is packed: what its laid out kernels may take. Others are laid out at
+each call. There are two such networks."""
 
 
 class Pages(Protocol):
@@ -124,30 +124,24 @@ class Packing:
     _of: weakref.ref[Tensor] | None = None
     _state: tuple[int | None, winograd.Tile | None] = (None, None)
 
-    def of(
+    def ready(
         self,
         weight: Tensor,
         lay_out: Callable[[Tensor], Form],
-        tile: winograd.Tile | None = None,
-        each_time: Callable[[Tensor], Form] | None = None,
-    ) -> Form | None:
-        """The form of a weight, of a kernel for tiles of a size, made if there is another one or none.
+        each_time: Callable[[Tensor], Form],
+        tile: winograd.Tile | None,
+    ) -> Form:
+        """The form of a weight: kept, or made for this call alone, where few are expected or there is no room.
 
         Args:
-            each_time: makes one for this call alone, where few are expected or there is no room to keep it; None: then
-                there is none.
+            lay_out, each_time: make it, in either case.
         """
-        if each_time is not None and self.form is None and not self.room.keeps():
-            return each_time(weight.detach())
-        self._keep(weight, lay_out, tile)
-        if self.form is None and each_time is not None:
-            return each_time(weight.detach())
-        if self.form is None:
-            self.room.say_too_small()
-        return self.form
+        few = self.form is None and not self.room.keeps()
+        form = None if few else self.kept(weight, lay_out, tile)
+        return each_time(weight.detach()) if form is None else form
 
-    def _keep(self, weight: Tensor, lay_out: Callable[[Tensor], Form], tile: winograd.Tile | None) -> None:
-        """Have the form of this weight, if there is room."""
+    def kept(self, weight: Tensor, lay_out: Callable[[Tensor], Form], tile: winograd.Tile | None = None) -> Form | None:
+        """The form of a weight, of a kernel for tiles of a size, made if there is none or another; None: no room."""
         state = version(weight), tile
         if self._of is None or self._of() is not weight or self._state != state:
             if self.form is not None:
@@ -163,6 +157,7 @@ class Packing:
                 self.room.left -= _bytes(self.form)
                 if read:
                     self.pages.release(weight)  # of any other, the numbers would be lost
+        return self.form
 
     def is_read(self, weight: Tensor) -> bool:
         """Whether it is the weight that was there, and nothing was written to it since."""
@@ -210,8 +205,6 @@ class PackedConv2d(nn.Conv2d):
             return _linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         tile = self._tile(x.shape[2] * x.shape[3])
         form = self._form(weight, tile)
-        if form is None:
-            return super().forward(x)
         if tile is not None:
             return winograd.convolve(x, form, self.bias, tile)
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, form[0], self.bias, *self._way(), "none", [], "")
@@ -222,9 +215,8 @@ class PackedConv2d(nn.Conv2d):
         weight, tile = _ready(self, x), self._tile(4 * x.shape[2] * x.shape[3])
         if weight is None or tile is None:
             return None
-        form = self._form(weight, tile)
         x = x.contiguous(memory_format=torch.channels_last)
-        return None if form is None else winograd.convolve(x, form, self.bias, tile, times=2)
+        return winograd.convolve(x, self._form(weight, tile), self.bias, tile, times=2)
 
     def _is(self, kernel: tuple[int, int], padding: tuple[int, int]) -> bool:
         plain = (self.stride, self.dilation, self.groups) == ((1, 1), (1, 1), 1)
@@ -239,20 +231,20 @@ class PackedConv2d(nn.Conv2d):
     def _way(self) -> tuple[object, ...]:
         return self.padding, self.stride, self.dilation, self.groups
 
-    def _form(self, weight: Tensor, tile: winograd.Tile | None) -> Form | None:
-        def at_points(weight: Tensor) -> Form:
-            assert tile is not None
-            return list(winograd.at_points(weight, tile))
-
-        def as_linear(weight: Tensor) -> Form:
-            return [torch.ops.mkldnn._reorder_linear_weight(values) for values in at_points(weight)]
-
+    def _form(self, weight: Tensor, tile: winograd.Tile | None) -> Form:
         def as_kernel(weight: Tensor) -> Form:
             return [torch.ops.mkldnn._reorder_convolution_weight(weight, *self._way())]
 
         if tile is None:
-            return self.packing.of(weight, as_kernel, None, as_kernel)
-        return self.packing.of(weight, as_linear, tile, at_points)
+            return self.packing.ready(weight, as_kernel, as_kernel, None)
+
+        def at_points(weight: Tensor) -> Form:
+            return list(winograd.at_points(weight, tile))
+
+        def in_order(weight: Tensor) -> Form:  # oneDNN's: this takes longer than one call gains
+            return [torch.ops.mkldnn._reorder_linear_weight(values) for values in at_points(weight)]
+
+        return self.packing.ready(weight, in_order, at_points, tile)
 
 
 class PackedDoublingConv(PackedConv2d, DoublingConv):

@@ -57,7 +57,7 @@ def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Til
     """A 3x3 convolution of stride 1 with a border of one zero, (B, C, H, W) -> (B, N, H, W), both channels-last.
 
     Args:
-        kernel: what `at_points` gives, each (N, C) packed by oneDNN for a linear layer.
+        kernel: what `at_points` gives, each (N, C), laid out by oneDNN for a linear layer or not.
         bias: (N,).
         times: each pixel is repeated so often beforehand, down and across; H and W of the answer are as much larger.
     """
