@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import nn
 
+from safelight.models.packed import expect
 from safelight.presets.preset import UNET
 from safelight.tasks.carrying import Carrying, Luggage
 
@@ -81,6 +82,11 @@ class Networks(Mapping[str, nn.Module]):
         """
         if self._carrier is not None and part in self and part not in self._held and part not in self._coming:
             self._coming[part] = self._carrier.begin(part, self._makers[part])
+
+    def will_call(self, part: str, times: int) -> None:
+        """Say how often a part is going to be called; see `packed.expect`. One that is not here is not laid out."""
+        if part in self._held:
+            expect(self._held[part], times)
 
     def bring(self) -> None:
         """Make every network now."""

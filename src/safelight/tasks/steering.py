@@ -31,7 +31,7 @@ from safelight.errors import RequestError
 from safelight.models.attention_maps import MIDDLE, attention_received, chosen_attentions, identity_attention
 from safelight.models.freeu import FreeU, freeu
 from safelight.models.merging import mergeable_level, merged_tokens
-from safelight.models.packed import expect
+from safelight.presets.preset import UNET
 from safelight.tasks.canvas import Canvas
 from safelight.tasks.fields import GuidanceFields
 from safelight.tasks.member import Member
@@ -78,7 +78,7 @@ def steered(
         taught={} if taught is None else taught,
     )
     told = teller.tell(member.device, member.dtype)
-    expect(member.unet, len(levels) - 1)
+    member.networks.will_call(UNET, len(levels) - 1)
     try:
         if request.window is None:
             return _guided(member, request, told, levels, weaker)
