@@ -43,7 +43,7 @@ FINE_TILES: Tiles = ((1024, (2, 4)), (256, (2, 2)))
 WINOGRAD_CHANNELS = 192
 """With fewer channels, reading and writing the picture takes longer than what is saved."""
 CALLS = 16
-"""Of a network: for fewer ones its kernels are laid out at each, and not kept. That takes a fifteenth of its time, and
+"""Of a network: for fewer ones its kernels are laid out at each, and not kept. That takes a tenth of its time, and
 keeping them as much as it takes in 6 to 30 calls, as new memory is cheap or dear. The answer is the same to the bit."""
 SHARE = 0.5
 """Of the memory that is free when a network is packed: what its laid out kernels may take. Others are laid out at
