@@ -14,7 +14,8 @@ from safelight.adapters.patching import patched
 from safelight.doors import Conditioning
 from safelight.models import packed, winograd
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
-from safelight.models.layers import Upsample, activated, doubled
+from safelight.models.layers import ResnetBlock, Upsample, activated, doubled
+from safelight.models.norms import Norm
 from safelight.models.strips import decode_in_strips
 from safelight.models.unet import UNet
 from toy import toy_unet
@@ -172,13 +173,19 @@ def test_for_a_few_calls_nothing_is_kept_and_the_answer_is_the_same() -> None:
     assert _laid_out(unet)
 
 
-@pytest.mark.parametrize("tile", [(4, 4), (2, 2)])
+@pytest.mark.parametrize("tile", [(4, 4), (2, 2), winograd.DOUBLED])
 def test_a_kernel_in_onednns_order_or_not_gives_the_same_bits(tile: winograd.Tile) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 640, 16, 16).contiguous(memory_format=torch.channels_last)
     plain = list(winograd.at_points(torch.randn(320, 640, 3, 3), tile))
     ordered = [torch.ops.mkldnn._reorder_linear_weight(values) for values in plain]
-    assert torch.equal(winograd.convolve(x, ordered, None, tile), winograd.convolve(x, plain, None, tile))
+
+    def answer(kernel: list[Tensor]) -> Tensor:
+        if tile == winograd.DOUBLED:
+            return winograd.convolve_doubled(x, kernel, None)
+        return winograd.convolve(x, kernel, None, tile)
+
+    assert torch.equal(answer(ordered), answer(plain))
 
 
 def _laid_out(network: nn.Module) -> list[str]:
@@ -187,23 +194,61 @@ def _laid_out(network: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [None, (14, 18), (13, 18)], ids=["twice", "twice by name", "another"])
-def test_doubling_and_convolution_in_tiles(size: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doubling_and_convolution_at_once(size: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layer, x = Upsample(6), torch.randn(2, 6, 7, 9)
     wanted = layer(x, size)
     _pack(layer)
-    doublings: list[int] = []
-    convolve = winograd.convolve
-    monkeypatch.setattr(
-        winograd, "convolve", lambda *given, times=1: (doublings.append(times), convolve(*given, times))[1]
-    )
+    at_once: list[Tensor] = []
+    convolve = winograd.convolve_doubled
+    monkeypatch.setattr(winograd, "convolve_doubled", lambda *given: (at_once.append(given[0]), convolve(*given))[1])
     monkeypatch.setattr(winograd, "AT_ONCE", 1)
     _same(layer(x, size), wanted)
-    assert doublings == [1 if size == (13, 18) else 2]
+    assert len(at_once) == (size != (13, 18))
     seen: list[Tensor] = []
     layer.conv.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     _same(layer(x, size), wanted)
     assert torch.equal(seen[0], doubled(x, size)), "who looks sees what the convolution is given"
+
+
+def test_doubling_is_more_exact_than_a_direct_convolution() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 64, 9, 7).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(96, 64, 3, 3) / 24, torch.randn(96)
+    kernel = list(winograd.at_points(weight, winograd.DOUBLED))
+    exact = F.conv2d(doubled(x.double()), weight.double(), bias.double(), padding=1)
+    answer = winograd.convolve_doubled(x, kernel, bias)
+    assert answer.is_contiguous(memory_format=torch.channels_last)
+    assert (answer - exact).abs().max() <= (F.conv2d(doubled(x), weight, bias, padding=1) - exact).abs().max()
+
+
+@pytest.mark.parametrize("channels", [(4, 4), (4, 6)], ids=["the same", "more"])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_a_block_in_strips_is_the_block(channels: tuple[int, int], rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    block = ResnetBlock(*channels, groups=2, eps=1e-6)
+    x = 3 + torch.randn(2, 4, 7, 9)
+    wanted, before = block(x), x.clone()
+    _pack(block)
+    measured: list[int] = []
+    of = Norm.of
+    monkeypatch.setattr(Norm, "of", lambda *given: (measured.append(1), of(*given))[1])
+    monkeypatch.setattr(packed, "LARGE", 4 * x[0].numel())
+    monkeypatch.setattr(packed, "STRIP", 4 * 4 * 9 * rows)
+    answer = block(x)
+    _same(answer, wanted)
+    assert len(measured) == 4, "two norms of two pictures"
+    assert torch.equal(x, before)
+    assert torch.equal(answer[1:], block(x[1:])), "a picture does not depend on the others"
+    monkeypatch.setattr(packed, "LARGE", 4 * x[0].numel() + 1)
+    del measured[:]
+    block(x)
+    assert not measured
+    monkeypatch.setattr(packed, "LARGE", 0)
+    seen: list[Tensor] = []
+    block.norm2.register_forward_hook(lambda _, given, answer: seen.append(answer))
+    _same(block(x), wanted)
+    assert seen[0].shape == wanted.shape and not measured, "who looks sees all of it"
 
 
 def test_an_activation_in_place_takes_no_answer_from_anybody() -> None:

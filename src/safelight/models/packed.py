@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from safelight.models import winograd
-from safelight.models.layers import DoublingConv, Upsample, watched
+from safelight.models.layers import DoublingConv, ResnetBlock, Upsample, watched
+from safelight.models.norms import Norm
 from safelight.models.spatial_transformer import GEGLU, TransformerBlock
 
 SMALLEST = 1 << 25
@@ -45,6 +47,10 @@ WINOGRAD_CHANNELS = 192
 CALLS = 16
 """Of a network: for fewer ones its kernels are laid out at each, and not kept. That takes a tenth of its time, and
 keeping them as much as it takes in 6 to 30 calls, as new memory is cheap or dear. The answer is the same to the bit."""
+LARGE = 32 << 20
+"""Bytes of an activation of one picture from which on a residual block goes over it in strips."""
+STRIP = 16 << 20
+"""Bytes of a strip of one picture."""
 SHARE = 0.5
 """Of the memory that is free when a network is packed: what its laid out kernels may take. Others are laid out at
 each call. There are two such networks."""
@@ -203,20 +209,32 @@ class PackedConv2d(nn.Conv2d):
         x = x.contiguous(memory_format=torch.channels_last)
         if self._is((1, 1), (0, 0)):  # a linear layer on every position
             return _linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        tile = self._tile(x.shape[2] * x.shape[3])
+        return self._convolved(x, weight, self._tile(x.shape[2] * x.shape[3]))
+
+    def strip(self, x: Tensor, positions: int) -> Tensor:
+        """Some rows, of which those above and below are given, too: (B, C, n + 2, W) channels-last -> (B, C', n, W).
+
+        Args:
+            positions: of the whole picture.
+        """
+        return self._convolved(x, self.weight, self._tile(positions), border=0)
+
+    def _convolved(self, x: Tensor, weight: Tensor, tile: winograd.Tile | None, border: int = 1) -> Tensor:
         form = self._form(weight, tile)
         if tile is not None:
-            return winograd.convolve(x, form, self.bias, tile)
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, form[0], self.bias, *self._way(), "none", [], "")
+            return winograd.convolve(x, form, self.bias, tile, border)
+        padding, *way = self._way()
+        given = padding if border else (0, self.padding[1])
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, form[0], self.bias, given, *way, "none", [], "")
         return y
 
     def doubled(self, x: Tensor) -> Tensor | None:
         """Of a picture with each pixel doubled, (B, C, H, W) -> (B, C', 2H, 2W); None if Winograd's is not the way."""
-        weight, tile = _ready(self, x), self._tile(4 * x.shape[2] * x.shape[3])
-        if weight is None or tile is None:
+        weight = _ready(self, x)
+        if weight is None or not self._is((3, 3), (1, 1)):
             return None
         x = x.contiguous(memory_format=torch.channels_last)
-        return winograd.convolve(x, self._form(weight, tile), self.bias, tile, times=2)
+        return winograd.convolve_doubled(x, self._form(weight, winograd.DOUBLED), self.bias)
 
     def _is(self, kernel: tuple[int, int], padding: tuple[int, int]) -> bool:
         plain = (self.stride, self.dilation, self.groups) == ((1, 1), (1, 1), 1)
@@ -252,7 +270,8 @@ class PackedDoublingConv(PackedConv2d, DoublingConv):
 
     def forward(self, x: Tensor, both: bool = False) -> Tensor:
         """As `DoublingConv.forward`."""
-        return DoublingConv.forward(self, x, both=True) if both else PackedConv2d.forward(self, x)
+        y = self.doubled(x) if both else PackedConv2d.forward(self, x)
+        return DoublingConv.forward(self, x, both=True) if y is None else y
 
 
 class PackedUpsample(Upsample):
@@ -264,6 +283,57 @@ class PackedUpsample(Upsample):
         may = isinstance(conv, PackedDoublingConv) and not watched(conv) and size in (None, twice)
         y = cast(PackedDoublingConv, conv).doubled(x) if may else None
         return super().forward(x, size) if y is None else y
+
+
+class PackedResnetBlock(ResnetBlock):
+    """A residual block that goes over a large picture strip by strip: beside what it is given and its answer nothing of
+    that size is in memory.
+    """
+
+    def forward(self, x: Tensor, time: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """As `ResnetBlock.forward`."""
+        large = 4 * x[0].numel() >= LARGE and inferring(x, self.conv1.weight)
+        plain = time is None and self.resample is None and not any(watched(part) for part in self.children())
+        if not (large and plain and _in_strips(self.conv1) and _in_strips(self.conv2)):
+            return super().forward(x, time, size)
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = torch.empty(len(x), self.conv1.out_channels, *x.shape[2:], memory_format=torch.channels_last)
+        for k in range(len(x)):
+            given, h = x[k : k + 1], y[k : k + 1]
+            _norm_and_convolve(self.norm1, cast(PackedConv2d, self.conv1), given, h)
+            _norm_and_convolve(self.norm2, cast(PackedConv2d, self.conv2), h, h)
+            for start in range(0, x.shape[2], _rows(x)):
+                some = slice(start, start + _rows(x))
+                skip = given[:, :, some]
+                h[:, :, some].add_(skip if self.conv_shortcut is None else self.conv_shortcut(skip))
+        return y
+
+
+def _in_strips(conv: nn.Module) -> bool:
+    return isinstance(conv, PackedConv2d) and conv._is((3, 3), (1, 1))
+
+
+def _rows(x: Tensor) -> int:
+    """Of a strip of a picture."""
+    return max(STRIP // (4 * x[0, :, 0].numel()), 1)
+
+
+def _norm_and_convolve(norm: nn.GroupNorm, conv: PackedConv2d, x: Tensor, out: Tensor) -> None:
+    """Norm, SiLU and convolution of a picture (1, C, H, W) -> `out` (1, C', H, W), which may be the picture itself."""
+    (_, C, H, W), step = x.shape, _rows(x)
+    found = Norm.of(norm, (x[:, :, start : start + step] for start in range(0, H, step)))
+    above = x.new_zeros(1, C, 1, W)
+    for start in range(0, H, step):
+        end = min(start + step, H)
+        rows = torch.empty(1, C, end - start + 2, W, memory_format=torch.channels_last)
+        below = min(end + 1, H)
+        torch.addcmul(found.shift, x[:, :, start:below], found.scale, out=rows[:, :, 1 : 1 + below - start])
+        F.silu(rows, inplace=True)
+        rows[:, :, :1] = above
+        if below == end:
+            rows[:, :, -1:] = 0
+        above = rows[:, :, -2:-1].clone()
+        out[:, :, start:end] = conv.strip(rows, H * W)
 
 
 class DnnGEGLU(GEGLU):
@@ -285,6 +355,7 @@ _PACKED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: PackedConv2d,
     DoublingConv: PackedDoublingConv,
     GEGLU: DnnGEGLU,
+    ResnetBlock: PackedResnetBlock,
     Upsample: PackedUpsample,
 }
 _PLAIN = {packed: plain for plain, packed in _PACKED.items()} | {ContextLinear: nn.Linear}

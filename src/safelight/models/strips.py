@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig, Level, Middle
 from safelight.models.layers import PositionAttention, ResnetBlock, Upsample, attend
+from safelight.models.norms import Norm
 
 LARGEST_AT_ONCE = 768 << 20
 """Bytes of the largest activation up to which strips are not needed: memory's peak is some four times as much."""
@@ -193,22 +194,6 @@ class Halved(Rows):
 
 
 @dataclass(frozen=True)
-class Norm:
-    """A group norm (Wu & He 2018, eq. 1) that knows mean and variance already: one scale and shift per channel."""
-
-    scale: Tensor
-    """(B, C, 1, 1), float32."""
-    shift: Tensor
-    """(B, C, 1, 1), float32."""
-    dtype: torch.dtype
-    """Of what it gives."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, n, W) -> (B, C, n, W), a new tensor."""
-        return torch.addcmul(self.shift, x, self.scale).to(self.dtype)
-
-
-@dataclass(frozen=True)
 class _Strips:
     """How the layers of an autoencoder are evaluated."""
 
@@ -236,23 +221,7 @@ class _Strips:
 
     def norm(self, norm: nn.GroupNorm, rows: Rows, channels: slice = slice(None)) -> Norm:
         """Measure the rows, or some channels of them, for a norm."""
-        counts, variances, means = [], [], []
-        for start, end in self.spans(rows):
-            x = rows.read(start, end)[:, channels].float()
-            variance, mean = torch.var_mean(x.reshape(len(x), norm.num_groups, -1), dim=-1, correction=0)  # (B, G)
-            counts.append(end - start)
-            variances.append(variance)
-            means.append(mean)
-        share = torch.tensor(counts, device=means[0].device, dtype=torch.float32)[:, None, None] / sum(counts)
-        every = torch.stack(means)  # (strips, B, G)
-        mean = (share * every).sum(dim=0)
-        # The variance of all is that within the strips and that between them (Chan et al. 1983, eq. 2.1).
-        variance = (share * (torch.stack(variances) + (every - mean).square())).sum(dim=0)
-        repeats = norm.num_channels // norm.num_groups
-        by_channel = [x.repeat_interleave(repeats, dim=1) for x in (torch.rsqrt(variance + norm.eps), mean)]
-        scale = by_channel[0] * norm.weight.float()
-        shift = norm.bias.float() - by_channel[1] * scale
-        return Norm(scale[..., None, None], shift[..., None, None], norm.weight.dtype)
+        return Norm.of(norm, (rows.read(start, end)[:, channels] for start, end in self.spans(rows)))
 
     def resnet(self, block: ResnetBlock, x: Rows) -> Kept:
         """A `ResnetBlock` of an autoencoder."""

@@ -9,6 +9,10 @@ mixed by one matrix product, which is where the time goes.
 The price is rounding, which grows with the tile. Measured against float64 on a UNet of SD 1.5's size (largest error
 for a largest answer of 2.3): direct 2.5e-6, 2x2 2.9e-6, 2x4 4.2e-6, 4x4 9.9e-6.
 
+Where each pixel was doubled beforehand, the four inputs of two outputs are two neighbours and twice the pixel between
+them: one of the four points is zero, another the pixel itself. So 2x2 outputs take 9 multiplications for 36, and what
+is added up is no larger than the picture was before.
+
 Shapes: B batch, C channels in, N channels out, H W picture size; a tile is a x b outputs.
 """
 
@@ -21,12 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Tile = tuple[int, int]
-"""Outputs of a tile, high and wide: each 2 or 4."""
-AT_ONCE = 64 << 20
+"""Outputs of a tile, high and wide: each 2 or 4; or `DOUBLED`."""
+DOUBLED: Tile = (1, 1)
+"""The tile of `convolve_doubled`: one pixel, of which 2x2 outputs come."""
+AT_ONCE = 32 << 20
 """Bytes of what one strip of tiles is turned into: what is written should still be in the cache when it is read."""
 
 # The points are 0, 1, -1, 2, -2 (the last two for 4 outputs only) and infinity (Lavin & Gray 2016, eqs. 3 to 15).
 _KERNEL = {
+    1: ((1, 0, 0), (1, 1, 1), (0, 0, 1)),  # 0, 1 (whose input is halved for it) and infinity
     2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
     4: (
         (1 / 4, 0, 0),
@@ -53,23 +60,23 @@ def at_points(weight: Tensor, tile: Tile) -> Tensor:
     return torch.mm(change, weight.reshape(N * C, 9).t()).view(-1, N, C)
 
 
-def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Tile, times: int = 1) -> Tensor:
+def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Tile, border: int = 1) -> Tensor:
     """A 3x3 convolution of stride 1 with a border of one zero, (B, C, H, W) -> (B, N, H, W), both channels-last.
 
     Args:
         kernel: what `at_points` gives, each (N, C), laid out by oneDNN for a linear layer or not.
         bias: (N,).
-        times: each pixel is repeated so often beforehand, down and across; H and W of the answer are as much larger.
+        border: 0 if the rows above and below are given, too: x is (B, C, H + 2, W).
     """
-    (B, C, H, W), (a, b), N = x.shape, tile, kernel[0].shape[0]
-    H, W = times * H, times * W
+    (B, C, given, W), (a, b), N = x.shape, tile, kernel[0].shape[0]
+    H = given - 2 * (1 - border)
     rows, columns = -(-H // a), -(-W // b)
     pixels = x.permute(0, 2, 3, 1)
     y = x.new_empty(B, rows, a, columns, b, N)
     strip = max(AT_ONCE // (4 * B * columns * points(tile) * max(C, N)), 1)
     for first in range(0, rows, strip):
         n = min(strip, rows - first)
-        seen = _bordered(pixels, first * a - 1, (first + n) * a + 1, columns * b + 2, times)
+        seen = _bordered(pixels, first * a - border, (first + n) * a + 2 - border, columns * b + 2)
         half = x.new_empty(a + 2, B, n, columns * b + 2, C)
         _to_points([seen[:, p : p + (n - 1) * a + 1 : a] for p in range(a + 2)], half)
         whole = x.new_empty(b + 2, a + 2, B, n, columns, C)
@@ -89,22 +96,45 @@ def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Til
     return y.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
+def convolve_doubled(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    """The same of a picture with each pixel doubled, across and down: (B, C, H, W) -> (B, N, 2H, 2W).
+
+    Args:
+        kernel: at the points of `DOUBLED`.
+    """
+    (B, C, H, W), N = x.shape, kernel[0].shape[0]
+    pixels = x.permute(0, 2, 3, 1)
+    y = x.new_empty(B, H, 2, W, 2, N)
+    strip = max(AT_ONCE // (4 * B * W * points(DOUBLED) * max(C, N)), 1)
+    for first in range(0, H, strip):
+        n = min(strip, H - first)
+        seen = _bordered(pixels, first - 1, first + n + 1, W + 2)
+        changes, itself = seen[:, :-1] - seen[:, 1:], seen[:, 1:-1]  # down, from each row to the next
+        # A pixel's first point is the change before it, and its last the one behind it, which is the next one's first.
+        given = [[down[:, :, :-1] - down[:, :, 1:], down[:, :, 1:-1].contiguous()] for down in (changes, itself)]
+        columns = []
+        for q in range(3):
+            before, here, behind = (
+                _linear(values.view(-1, C), kernel[3 * p + q], bias if p == q == 1 else None).view(*values.shape[:3], N)
+                for p, values in enumerate(given[p % 2][q % 2] for p in range(3))
+            )
+            columns.append((here + before[:, :-1], here - behind[:, 1:]))
+        for p, (before, here, behind) in enumerate(zip(*columns, strict=True)):
+            out = y[:, first : first + n, p]  # (B, n, W, 2, N)
+            torch.add(here, before[:, :, :-1], out=out[:, :, :, 0])
+            torch.sub(here, behind[:, :, 1:], out=out[:, :, :, 1])
+    return y.view(B, 2 * H, 2 * W, N).permute(0, 3, 1, 2)
+
+
 def _linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return y
 
 
-def _bordered(pixels: Tensor, first: int, end: int, width: int, times: int) -> Tensor:
-    """Rows of (B, H, W, C), each pixel repeated, zeros where there are none, and columns from -1 on:
-    (B, end - first, width, C).
-    """
+def _bordered(pixels: Tensor, first: int, end: int, width: int) -> Tensor:
+    """Rows of (B, H, W, C), zeros where there are none, and columns from -1 on: (B, end - first, width, C)."""
     _, H, W, _ = pixels.shape
-    H, W = times * H, times * W
-    low, high = max(first, 0), min(end, H)
-    inside = pixels[:, low // times : -(-high // times)]
-    if times > 1:
-        inside = inside.repeat_interleave(times, dim=2).repeat_interleave(times, dim=1)
-        inside = inside[:, low % times : low % times + high - low]
+    inside = pixels[:, max(first, 0) : min(end, H)]
     return F.pad(inside, (0, 0, 1, width - W - 1, max(-first, 0), max(end - H, 0)))
 
 
