@@ -439,6 +439,51 @@ def test_pictures_of_a_class_are_read_with_their_captions_too(model: Path, folde
     assert [loss / 0.5 for loss in losses] == pytest.approx(full)
 
 
+def test_the_class_may_teach_what_the_model_answers_without_what_is_trained(
+    model: Path, folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "reg" / "1_cat" / "0.png"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "blue").save(path)
+    recipe = lora(model, folder, tmp_path / "run", class_data=tmp_path / "reg", class_target="model", train_text=True)
+
+    def loss(of_class: bool) -> float:
+        batches = [recipe.batch(index, 1) for index in range(20)]
+        chosen = next(batch for batch in batches if bool(batch.of_class) is of_class)
+        return next(recipe.turns(chosen, torch.Generator().manual_seed(3), 0)).loss.item()
+
+    new = loss(of_class=False)
+    assert loss(of_class=True) == 0, "it changes nothing yet"
+    with torch.no_grad():
+        for name, weight in recipe.trained.named_parameters():
+            if name.endswith("up.weight"):
+                weight.add_(0.1)
+    assert loss(of_class=True) > 1e-4
+    assert loss(of_class=False) != new
+    with torch.no_grad():
+        for name, weight in recipe.trained.named_parameters():
+            if name.endswith("up.weight"):
+                weight.zero_()
+    assert loss(of_class=False) == new, "what is new teaches its noise, as ever"
+    with pytest.raises(TrainingError, match="--class-target model is about pictures of the class"):
+        lora(model, folder, tmp_path / "none", class_target="model")
+
+
+def test_captions_of_the_class_alone_may_be_left_out(model: Path, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "reg" / "1_cat" / "0.png"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "blue").save(path)
+    recipe = lora(model, folder, tmp_path / "run", class_data=tmp_path / "reg", class_caption_dropout=1.0)
+    said: list[str] = []
+    recipe.says = lambda captions: (said.extend(captions), recipe.foundation.remembers(captions))[1]
+    for index in range(8):
+        next(recipe.turns(recipe.batch(index, 2), torch.Generator().manual_seed(index), 0))
+    assert "" in said and "cat" not in said
+    assert "a jojo cat" in said
+    with pytest.raises(TrainingError, match="--class-caption-dropout is 2"):
+        LoraSettings(class_caption_dropout=2)
+
+
 def test_a_caption_that_is_cut_is_said(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lora(model, pictures(tmp_path / "in", ("cat", "cat " * 80)), tmp_path / "run")
     said = capsys.readouterr().err

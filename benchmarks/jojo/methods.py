@@ -36,6 +36,8 @@ class Method:
     """What of a request its file is for; "model": a whole one."""
     images: int
     """Seen in training, without those of the class; with prior preservation as many of these are seen, too."""
+    beside: str = ""
+    """What is added to the command with prior preservation."""
     prior: bool = True
     """Whether there is anything that it must be kept from forgetting."""
 
@@ -43,7 +45,7 @@ class Method:
         """As it is typed in the folder of the run."""
         images = self.images * (2 if prior else 1)
         line = f"safelight train {self.command} --model tiny --images {images} --data {PICTURES} --output {output}"
-        return f"{line} {PRIOR}" if prior else line
+        return f"{line} {PRIOR} {self.beside}".rstrip() if prior else line
 
     def made(self, output: Path) -> Path:
         """The file, or the folder of a whole model."""
@@ -73,9 +75,11 @@ METHODS: Mapping[str, Method] = {
     "dreambooth": Method("DreamBooth", "dreambooth --train-text --lr 3e-4 --schedule cosine --batch 4", "model", 1200),
     "hypernetwork": Method(
         "hypernetwork",
-        "hypernetwork --activation relu --lr 5e-4 --schedule cosine --batch 4",
+        "hypernetwork --structure 1 2 2 1 --activation mish --initialisation kaiming-uniform --zero-last --lr 1e-3 "
+        "--warmup 400 --schedule cosine --batch 4",
         "hypernetwork",
-        1600,
+        6400,
+        "--class-target model --class-caption-dropout 0.15",
     ),
     "word": Method(
         "textual inversion",

@@ -69,20 +69,36 @@ class Denoiser(Generic[C]):
             return x - answer * _like(level, x)
         return x * _like(1 / variance, x) - answer * _like(level * variance**-0.5, x)
 
-    def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: C, weight: Tensor | None = None) -> Tensor:
+    def predict(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: C) -> Tensor:
+        """The network's raw answer (B, C, h, w), float32, to x0 + sigma * noise."""
+        level = _level(sigma)
+        return self._ask(x0 + noise * _like(level, x0), level, cond)
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """What that answer should be, (B, C, h, w)."""
+        if self.prediction == "eps":
+            return noise
+        if self.prediction == "x0":
+            return x0
+        level = _level(sigma)
+        return (noise - x0 * _like(level, x0)) * _like((1 + level * level) ** -0.5, x0)
+
+    def loss(
+        self,
+        x0: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        cond: C,
+        weight: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> Tensor:
         """Squared error (B,) of what the network predicts, averaged over C, h and w (Ho et al. 2020, eq. 14).
 
         x0, noise: (B, C, h, w) float32. sigma: () or (B,). weight: (B,), multiplies each picture's error.
+        target: (B, C, h, w), instead of `target`.
         """
-        level = _level(sigma)
-        answer = self._ask(x0 + noise * _like(level, x0), level, cond)
-        if self.prediction == "eps":
-            target = noise
-        elif self.prediction == "x0":
-            target = x0
-        else:
-            target = (noise - x0 * _like(level, x0)) * _like((1 + level * level) ** -0.5, x0)
-        errors = (answer - target).square().mean(dim=(1, 2, 3))
+        wanted = self.target(x0, noise, sigma) if target is None else target
+        errors = (self.predict(x0, noise, sigma, cond) - wanted).square().mean(dim=(1, 2, 3))
         return errors if weight is None else errors * weight.to(errors)
 
     def _ask(self, x: Tensor, level: float | Tensor, cond: C) -> Tensor:

@@ -21,6 +21,7 @@ from safelight.diffusion.denoiser import Denoiser
 from safelight.diffusion.schedule import Schedule
 from safelight.diffusion.weighting import snr_weight
 from safelight.doors import Conditioning
+from safelight.errors import TrainingError
 from safelight.models.tokenizer import Tokenizing
 from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.training.buckets import BucketedPictures, Buckets, flips
@@ -30,7 +31,12 @@ from safelight.training.latents import Latents
 from safelight.training.recipe import Turn
 from safelight.training.recipes.foundation import Foundation, save_memory
 from safelight.training.recipes.previews import Previews
-from safelight.training.recipes.tuning_settings import PriorSettings, TuningData, TuningSettings
+from safelight.training.recipes.tuning_settings import (
+    AdapterSettings,
+    PriorSettings,
+    TuningData,
+    TuningSettings,
+)
 from safelight.training.tags import Tags
 
 TUNED = "tuned"
@@ -49,6 +55,8 @@ class TuningBatch:
     """(B, 6), sizes and crops."""
     weights: Tensor
     """(B,), how much each counts."""
+    of_class: Tensor
+    """(B,), bool: which are of the class, not to be learned."""
     captions: tuple[str, ...]
 
 
@@ -70,7 +78,12 @@ class Tuning(ABC):
 
         Raises:
             DataError: the sizes do not fit the model.
+            TrainingError: what pictures of the class are to teach is said, and there are none.
         """
+        if isinstance(settings, AdapterSettings) and settings.class_target == "model" and len(groups) < 2:
+            raise TrainingError(
+                "--class-target model is about pictures of the class: give --class-prompt or --class-data"
+            )
         self.settings, self.foundation, self.seed = settings, foundation, loop.seed
         self.preset = foundation.preset
         self.schedule = Schedule(self.preset.schedule)
@@ -133,17 +146,20 @@ class Tuning(ABC):
             base_numbers(entries[i].size[::-1], places[i].bucket[::-1], places[i].corner)  # heights come first
             for i in chosen
         ]
-        weights = [self.weight_of(self.pictures.groups[i]) for i in chosen]
+        groups = [self.pictures.groups[i] for i in chosen]
+        weights, of_class = [self.weight_of(group) for group in groups], [group > 0 for group in groups]
         captions = tuple(
             self._tags[i].said(entries[i].caption, self.seed, index * size + k) for k, i in enumerate(chosen)
         )
-        return TuningBatch(mean, std, torch.tensor(numbers), torch.tensor(weights), captions)
+        return TuningBatch(mean, std, torch.tensor(numbers), torch.tensor(weights), torch.tensor(of_class), captions)
 
     def turns(self, batch: TuningBatch, generator: torch.Generator, images_seen: int) -> Iterator[Turn]:
         settings, device = self.settings, next(self.trained.parameters()).device
         self.foundation.to(device)
         count, shape = len(batch.captions), batch.mean.shape
-        dropped = torch.rand(count, generator=generator) < settings.caption_dropout
+        told_less = settings.class_caption_dropout if isinstance(settings, PriorSettings) else 0.0
+        chance = torch.where(batch.of_class.cpu(), max(told_less, settings.caption_dropout), settings.caption_dropout)
+        dropped = torch.rand(count, generator=generator) < chance
         captions = ["" if d else c for c, d in zip(batch.captions, dropped.tolist(), strict=True)]
         t = torch.randint(self.preset.schedule.steps, (count,), generator=generator)
         posterior = torch.randn(shape, generator=generator).to(device)
@@ -156,12 +172,24 @@ class Tuning(ABC):
         weight = batch.weights if weight is None else batch.weights * weight.to(device)
         unet = self.foundation.unet
         denoiser = Denoiser(unet, self.schedule, self.preset.prediction, next(unet.parameters()).dtype)
+        noise = noise.to(device)
+        target = denoiser.target(x0, noise, sigma)
+        if isinstance(settings, AdapterSettings) and settings.class_target == "model":
+            kept = batch.of_class.cpu().nonzero().flatten().tolist()
+            if kept:
+                before = self.foundation.remembers([captions[k] for k in kept])
+                cond = self._told(before, batch.numbers[kept], denoiser.dtype)
+                with torch.no_grad():
+                    answer = denoiser.predict(x0[kept], noise[kept], sigma[kept], cond)
+                target = target.index_copy(0, torch.tensor(kept, device=device), answer)
         with self.acting(drawing=False):
-            cond = self.foundation.with_sizes(self.says(captions), batch.numbers)
-            cond = cond.map(lambda door: door.to(denoiser.dtype))
-            loss = denoiser.loss(x0, noise.to(device), sigma, cond, weight).mean()
+            cond = self._told(self.says(captions), batch.numbers, denoiser.dtype)
+            loss = denoiser.loss(x0, noise, sigma, cond, weight, target).mean()
             # Here and not outside: with gradient checkpointing, the backward pass computes blocks again.
             yield Turn(TUNED, loss, {"loss": loss.detach()})
+
+    def _told(self, said: Conditioning, numbers: Tensor, dtype: torch.dtype) -> Conditioning:
+        return self.foundation.with_sizes(said, numbers).map(lambda door: door.to(dtype))
 
     def show(self, images_seen: int, step_images: int) -> None:
         """As `Shown.show`: the previews that are due."""

@@ -124,9 +124,14 @@ class PriorSettings(TuningSettings):
     teach it to draw so by itself, and guidance then comes on top."""
     prior_weight: float = 1.0
     """How much pictures of the class count beside the others, as many of which are seen."""
+    class_caption_dropout: float = 0.0
+    """Share of the captions of the class replaced by none: what guidance leads away from is kept, too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.class_caption_dropout <= 1:
+            told = f"--class-caption-dropout is {self.class_caption_dropout}: give a share between 0 and 1"
+            raise TrainingError(told)
         if self.class_prompt is not None and self.class_prompts is not None:
             raise TrainingError("--class-prompt and --class-prompts are two ways to say one thing: give one of them")
         if not math.isfinite(self.class_guidance):
@@ -135,6 +140,15 @@ class PriorSettings(TuningSettings):
             raise TrainingError(f"--class-images is {self.class_images}: give at least 1")
         if not self.prior_weight >= 0:
             raise TrainingError(f"--prior-weight is {self.prior_weight}: give a number that is 0 or more")
+
+
+@dataclass(frozen=True)
+class AdapterSettings(PriorSettings):
+    """The same, for what changes a model from outside, so that the model as it was can be asked, too."""
+
+    class_target: Literal["noise", "model"] = "noise"
+    """What pictures of the class teach: the noise that is in them, as the others do; or what the model answers without
+    what is trained (Li & Hoiem 2016, "Learning without Forgetting"), which forgets less, for a forward pass more."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +168,7 @@ class DreamBoothSettings(PriorSettings):
 
 
 @dataclass(frozen=True)
-class LoraSettings(PriorSettings):
+class LoraSettings(AdapterSettings):
     """A small change of some layers, in a file of its own (Hu et al. 2021; Yeh et al. 2024; Liu et al. 2024)."""
 
     kind: Literal["lora", "locon", "loha", "lokr", "dora"] = "lora"
@@ -259,7 +273,7 @@ class InversionSettings(TuningSettings):
 
 
 @dataclass(frozen=True)
-class HypernetworkSettings(PriorSettings):
+class HypernetworkSettings(AdapterSettings):
     """Small networks that bend what keys and values are made of, as AUTOMATIC1111's web UI has them."""
 
     structure: tuple[float, ...] = (1.0, 2.0, 1.0)
