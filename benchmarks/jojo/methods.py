@@ -83,9 +83,9 @@ METHODS: Mapping[str, Method] = {
     ),
     "word": Method(
         "textual inversion",
-        f"textual-inversion --placeholder {WORD} --initial cat --vectors 8 --lr 2e-2 --batch 8",
+        f"textual-inversion --placeholder {WORD} --initial cat --vectors 32 --lr 5e-3 --schedule cosine --batch 8",
         "embedding",
-        4000,
+        16000,
         prior=False,
     ),
 }
