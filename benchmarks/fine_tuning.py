@@ -142,7 +142,7 @@ def main() -> None:
             if not chosen.train_only:
                 whole = method.gives == "model"
                 model = safelight.load(str(folder / name), "cpu") if whole else tiny
-                wearing = method.wearing(folder / name)
+                wearing = method.wearing(folder / name, bool(prior))
                 numbers = answers(folder, name, model, judges, wearing, chosen.prompts)
                 rows.append(Row(method.title, prior, cost, numbers, shown(model, wearing)))
     if rows:

@@ -38,6 +38,8 @@ class Method:
     """Seen in training, without those of the class; with prior preservation as many of these are seen, too."""
     beside: str = ""
     """What is added to the command with prior preservation."""
+    worn: str = ""
+    """Behind the name of a file that was made so: how strongly it is worn."""
     prior: bool = True
     """Whether there is anything that it must be kept from forgetting."""
 
@@ -56,9 +58,9 @@ class Method:
             else output / f"{name}.{'pt' if self.gives == 'hypernetwork' else 'safetensors'}"
         )
 
-    def wearing(self, output: Path) -> Wearing:
+    def wearing(self, output: Path, prior: bool) -> Wearing:
         """What a request says to draw with it."""
-        file = (str(self.made(output)),)
+        file = (f"{self.made(output)}{self.worn if prior else ''}",)
         match self.gives:
             case "lora":
                 return Wearing(lora=file)
@@ -80,6 +82,7 @@ METHODS: Mapping[str, Method] = {
         "hypernetwork",
         6400,
         "--class-target model --class-caption-dropout 0.15",
+        ":0.9",
     ),
     "word": Method(
         "textual inversion",
