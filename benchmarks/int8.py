@@ -1,6 +1,7 @@
 """What `--precision int8` costs in quality: how far the UNet's answer is from float32's, step by step.
 
     python benchmarks/int8.py                                       # the shipped tiny; a minute
+    python benchmarks/int8.py --keys 1                              # the same with its attention, too small for that, rounded
     python benchmarks/int8.py --preset sd1 --steps 8 --prompts 1    # SD 1.5's size, random weights; 9 GB, minutes
 
 Along the walks that float32 takes, both are asked the same at every step, guided. Decibels are those of the answer's
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 import safelight
 from measuring import Report, arguments
 from safelight.doors import Conditioning
+from safelight.models import int8_attention
 from safelight.tasks.loading import shipped
 from weights import FOLDER, folder
 
@@ -43,7 +45,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help=f"at most {len(PROMPTS)}")
     parser.add_argument("--scratch", type=Path, help="where weights are kept for the next run; default: nowhere")
+    parser.add_argument("--keys", type=int, default=int8_attention.LEAST, help="from which on attention is rounded")
     options = parser.parse_args()
+    int8_attention.LEAST = options.keys
     trained = options.preset in shipped()
     report = Report.of(options)
     warnings.simplefilter("ignore")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from safelight.adapters.kinds import Full
 from safelight.adapters.patching import patched
 from safelight.doors import Conditioning
-from safelight.models import int8, packed
+from safelight.models import int8, int8_products, packed
 from safelight.models.layers import DoublingConv
 from safelight.models.spatial_transformer import GEGLU
 from toy import toy_unet
@@ -42,7 +42,7 @@ def _rounded_input(x: Tensor) -> Numbers:
 
 def _rounded_weight(weight: Tensor) -> Numbers:
     rows = weight.double().flatten(1).numpy()
-    scales = np.abs(rows).max(axis=1, keepdims=True) / int8.HIGHEST
+    scales = np.abs(rows).max(axis=1, keepdims=True) / int8_products.HIGHEST
     rounded: Numbers = (np.round(rows / scales) * scales).reshape(tuple(weight.shape))
     return rounded
 
@@ -117,7 +117,7 @@ def test_without_pytorchs_quantised_tensors_the_answers_are_the_same(
     layer, x = make(), torch.randn(shape)
     _quantise(layer, monkeypatch)
     y = layer(x)
-    monkeypatch.setattr(int8, "_rounds_at_once", lambda: False)
+    monkeypatch.setattr(int8_products, "_rounds_at_once", lambda: False)
     assert float((layer(x) - y).abs().max() / y.abs().max()) < 0.01
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 import safelight
 from safelight.checkpoints import Checkpoint, write_folder
 from safelight.errors import RequestError
-from safelight.models import int8
-from safelight.models.int8 import Int8Conv2d, Quantised, rounded_weights
+from safelight.models import int8_products
+from safelight.models.int8 import Int8Conv2d, rounded_weights
+from safelight.models.int8_products import Quantised
 from safelight.tasks.loading import load, open_checkpoint
 from safelight.tasks.metadata import read_record
 from safelight.tasks.quantising import QuantisedWarning
@@ -129,13 +130,13 @@ def test_only_on_the_cpu() -> None:
 
 
 def test_where_it_cannot_be_computed_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert int8.supported()
+    assert int8_products.supported()
 
     def fail(*_: object) -> None:
         raise RuntimeError("there is no such kernel")
 
-    monkeypatch.setattr(int8, "_product", fail)
-    int8.supported.cache_clear()
+    monkeypatch.setattr(int8_products, "product", fail)
+    int8_products.supported.cache_clear()
     with pytest.raises(RequestError, match="cannot multiply in int8: leave out"):
         load("tiny", dtype="int8")
-    int8.supported.cache_clear()
+    int8_products.supported.cache_clear()

@@ -13,78 +13,20 @@ Shapes: B batch, C channels in, N channels out, L tokens, H W picture size.
 
 from __future__ import annotations
 
-import math
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safelight.models.int8_attention import attend_rounded
+from safelight.models.int8_products import AS_FLOAT, Given, Quantised, for_products, product, zeros
 from safelight.models.layers import DoublingConv, Downsample, PositionAttention, ResnetBlock, Upsample
 from safelight.models.packed import HELD, Form, Packing, Pages, Room, inferring, told_of_the_words, version
-from safelight.models.spatial_transformer import GEGLU, SpatialTransformer
+from safelight.models.spatial_transformer import GEGLU, Attention, SpatialTransformer
 from safelight.models.unet import Level, UNet
-
-HIGHEST = 127 if torch.cpu._is_vnni_supported() else 63
-"""Of a weight. Processors without VNNI add two products up in 16 bits before they go on in 32: there must be room."""
-LEVELS = 255
-"""Of what a layer is given, from the least to the largest."""
-_AS_FLOAT = (1.0, 0, torch.float32)
-"""Scale, zero and dtype of an answer that is not to be rounded."""
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """A weight in whole numbers."""
-
-    codes: Tensor
-    """(N, ...), int8."""
-    scales: Tensor
-    """(N,), float32: the weight is about codes * scales."""
-    sums: Tensor
-    """(N,), float32: of an output's weights, as rounded."""
-
-    @classmethod
-    def of(cls, weight: Tensor) -> Quantised:
-        """The nearest whole numbers of a weight (N, ...), by the largest of each output."""
-        rows = weight.detach().flatten(1).float()
-        scales = rows.abs().amax(dim=1).clamp_min_(torch.finfo(torch.float32).tiny) / HIGHEST
-        codes = (rows / scales[:, None]).round_().clamp_(-HIGHEST, HIGHEST)
-        return cls(codes.to(torch.int8).view(weight.shape), scales, codes.sum(dim=1) * scales)
-
-    def chunk(self) -> tuple[Quantised, Quantised]:
-        """Of the first half of the outputs, and of the second."""
-        halves = zip(self.codes.chunk(2), self.scales.chunk(2), self.sums.chunk(2), strict=True)
-        first, second = (Quantised(*half) for half in halves)
-        return first, second
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a layer is given, in whole numbers: about (codes - zero) * scale."""
-
-    codes: Tensor
-    """uint8."""
-    scale: float
-    zero: int
-
-    @classmethod
-    def of(cls, x: Tensor) -> Given | None:
-        """Between its least and its largest number, 0 among them; None if these are not finite."""
-        pixels = x.ndim == 4 and not x.is_contiguous()
-        in_order = x.permute(0, 2, 3, 1) if pixels else x  # of what is channels-last it would make a copy first
-        least, largest = (float(end) for end in torch.aminmax(in_order))
-        least, largest = min(least, 0.0), max(largest, 0.0)
-        if not math.isfinite(largest - least):
-            return None
-        scale = max((largest - least) / LEVELS, float(torch.finfo(torch.float32).tiny))
-        zero = round(-least / scale)
-        return cls(_rounded(x, scale, zero), scale, zero)
 
 
 class Int8Linear(nn.Linear):
@@ -95,8 +37,8 @@ class Int8Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., in_features) -> (B, ..., out_features)."""
-        form = _form(self, self.weight, x, _for_products)
-        answer = None if form is None else _each(x, lambda given: _product(given, form, self.bias))
+        form = _form(self, self.weight, x, for_products)
+        answer = None if form is None else _each(x, lambda given: product(given, form, self.bias))
         return F.linear(x, self.weight.to(x.dtype), self.bias) if answer is None else answer
 
 
@@ -109,11 +51,11 @@ class Int8Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, H', W'), channels-last."""
         pointwise = self.kernel_size == (1, 1) and (self.stride, self.padding, self.groups) == ((1, 1), (0, 0), 1)
-        form = _form(self, self.weight, x, _for_products if pointwise else self._lay_out)
+        form = _form(self, self.weight, x, for_products if pointwise else self._lay_out)
         if form is not None:
             x = x.contiguous(memory_format=torch.channels_last)
             if pointwise:  # a linear layer on every position
-                answer = _each(x.permute(0, 2, 3, 1), lambda given: _product(given, form, self.bias))
+                answer = _each(x.permute(0, 2, 3, 1), lambda given: product(given, form, self.bias))
                 answer = None if answer is None else answer.permute(0, 3, 1, 2)
             else:
                 answer = _each(x, lambda given: self._convolve(given, form))
@@ -131,14 +73,14 @@ class Int8Conv2d(nn.Conv2d):
         bias = missing if self.bias is None else missing.add_(self.bias)
         weight = packed, scales, zeros, bias
         y: Tensor = torch.ops.onednn.qconv_pointwise(
-            codes, given.scale, 0, *weight, *self._way(), *_AS_FLOAT, "none", [], ""
+            codes, given.scale, 0, *weight, *self._way(), *AS_FLOAT, "none", [], ""
         )
         return y
 
     def _lay_out(self, weight: Quantised) -> Form:
         given = 1.0, 0  # are told at each call
         packed = torch.ops.onednn.qconv_prepack(weight.codes, weight.scales, *given, *self._way())
-        return [packed, weight.scales, _zeros(weight), weight.sums]
+        return [packed, weight.scales, zeros(weight), weight.sums]
 
     def _way(self) -> tuple[object, ...]:
         return self.stride, (0, 0), self.dilation, self.groups
@@ -166,8 +108,8 @@ class Int8GEGLU(GEGLU):
             value_bias, gate_bias = bias.chunk(2)
 
             def gated(given: Given) -> Tensor:
-                opened = _product(given, form[3:], gate_bias, "gelu")
-                return _product(given, form[:3], value_bias).mul_(opened)
+                opened = product(given, form[3:], gate_bias, "gelu")
+                return product(given, form[:3], value_bias).mul_(opened)
 
             answer = _each(x, gated)
             if answer is not None:
@@ -190,17 +132,6 @@ _FLOAT = ("conv_shortcut", "time_emb_proj")
 the error (two unlike halves meet there: Li et al. 2023, "Q-Diffusion", sec. 4.2), and the last block 17 %."""
 
 
-@cache
-def supported() -> bool:
-    """Whether this PyTorch, on this processor, multiplies so: it is tried, with the largest numbers there are."""
-    x = torch.ones(16, 16)
-    try:
-        given, form = Given.of(x), _for_products(Quantised.of(x))
-        return given is not None and torch.allclose(_product(given, form, None), 16 * x)
-    except (RuntimeError, AttributeError, NotImplementedError):  # there is no such operator, or not for it
-        return False
-
-
 def rounded_weights(network: UNet) -> dict[str, nn.Parameter]:
     """A UNet's weights that are worth it to be in whole numbers, by name."""
     return {name: network.get_parameter(name) for name in _layers(network)}
@@ -213,6 +144,9 @@ def quantise(network: UNet, read: Mapping[str, Quantised], pages: Pages = HELD) 
         read: the whole numbers of weights as they are now, by name; those of others are found when they are needed.
         pages: of these, and of the weights; those that are laid out are let go of.
     """
+    for module in network.modules():
+        if isinstance(module, Attention | PositionAttention):
+            module.attending = attend_rounded
     room = Room.free()
     for name, layer in _layers(network).items():
         weight: Tensor = network.get_parameter(name)
@@ -269,42 +203,5 @@ def _each(x: Tensor, answer: Callable[[Given], Tensor]) -> Tensor | None:
     return answers[0] if len(answers) == 1 else torch.cat(answers)
 
 
-def _product(given: Given, form: Form, bias: Tensor | None, then: str = "none") -> Tensor:
-    packed, scales, zeros = form
-    y: Tensor = torch.ops.onednn.qlinear_pointwise(
-        given.codes, given.scale, given.zero, packed, scales, zeros, bias, *_AS_FLOAT, then, [], "none"
-    )
-    return y
-
-
-def _for_products(weight: Quantised) -> Form:
-    codes = weight.codes.flatten(1)
-    return [torch.ops.onednn.qlinear_prepack(codes, None), weight.scales, _zeros(weight)]
-
-
 def _for_halves(weight: Quantised) -> Form:
-    return [tensor for half in weight.chunk() for tensor in _for_products(half)]
-
-
-def _zeros(weight: Quantised) -> Tensor:
-    """Weights have no zero but 0; oneDNN asks for one of each output."""
-    return torch.zeros(len(weight.scales), dtype=torch.int64)
-
-
-def _rounded(x: Tensor, scale: float, zero: int) -> Tensor:
-    """The nearest whole numbers to x / scale + zero, from 0 to 255."""
-    if not _rounds_at_once():
-        return x.mul(1 / scale).round_().add_(zero).clamp_(0, LEVELS).to(torch.uint8)
-    y = torch.quantize_per_tensor(x, scale, zero, torch.quint8)
-    return torch.empty(0, dtype=torch.uint8).set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride())
-
-
-@cache
-def _rounds_at_once() -> bool:
-    """PyTorch can do it in one pass, not in four; it says once that the type of tensor that this makes will go."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return (
-            hasattr(torch, "quantize_per_tensor")
-            and torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8).numel() == 1
-        )
+    return [tensor for half in weight.chunk() for tensor in for_products(half)]

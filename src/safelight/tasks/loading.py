@@ -16,7 +16,8 @@ from safelight.checkpoints.alone import read_normalizer, read_texts, read_vae
 from safelight.checkpoints.pages import MappedPages, read_ahead
 from safelight.checkpoints.previews import decodes, fingerprint, read_preview_decoder
 from safelight.errors import ModelFileError, RequestError
-from safelight.models.int8 import quantise, rounded_weights, supported
+from safelight.models.int8 import quantise, rounded_weights
+from safelight.models.int8_products import supported
 from safelight.models.networks import Config, unfilled
 from safelight.models.normalizer import NormalizerConfig
 from safelight.models.packed import FINE_TILES, TILES, pack

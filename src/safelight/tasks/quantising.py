@@ -18,7 +18,8 @@ from torch import Tensor
 
 from safelight.checkpoints.writing import atomic
 from safelight.errors import OutputError
-from safelight.models.int8 import HIGHEST, Quantised, rounded_weights
+from safelight.models.int8 import rounded_weights
+from safelight.models.int8_products import HIGHEST, Quantised
 from safelight.models.unet import UNet
 from safelight.tasks.identity import WEIGHTS_SUFFIXES
 from safelight.tasks.machine import cache_folder
