@@ -1,7 +1,7 @@
 """What `--precision int8` costs in quality: how far the UNet's answer is from float32's, step by step.
 
     python benchmarks/int8.py                                       # the shipped tiny; a minute
-    python benchmarks/int8.py --keys 1                              # the same with its attention, too small for that, rounded
+    python benchmarks/int8.py --keys 1                              # with its attention, too small for that, rounded
     python benchmarks/int8.py --preset sd1 --steps 8 --prompts 1    # SD 1.5's size, random weights; 9 GB, minutes
 
 Along the walks that float32 takes, both are asked the same at every step, guided. Decibels are those of the answer's
