@@ -27,9 +27,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few keys, and several tiles, the last of them smaller."""
+    """Few keys, and several tiles each way, the last of them smaller."""
     monkeypatch.setattr(int8_attention, "LEAST", 1)
-    monkeypatch.setattr(int8_attention, "TILE", 4000)
+    monkeypatch.setattr(int8_attention, "TILE", (64, 96))
     with torch.no_grad():
         yield
 

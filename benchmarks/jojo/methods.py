@@ -86,9 +86,10 @@ METHODS: Mapping[str, Method] = {
     ),
     "word": Method(
         "textual inversion",
-        f"textual-inversion --placeholder {WORD} --initial cat --vectors 32 --lr 5e-3 --schedule cosine --batch 8",
+        f"textual-inversion --placeholder {WORD} --initial cat --vectors 32 --lr 5e-3 --weight-decay 0.01 "
+        "--schedule cosine --batch 8",
         "embedding",
-        16000,
+        32000,
         prior=False,
     ),
 }

@@ -29,8 +29,8 @@ from safelight.models.packed import inferring
 
 LEAST = 2048
 """Keys from which on it is faster, on one thread and on two."""
-TILE = 1 << 20
-"""Scores at once, of each thread: what is near to a processor holds them."""
+TILE = 512, 2048
+"""Queries and keys at once, so that processors share the work alike in each of its steps, and their scores are near."""
 MANTISSA, BIAS = 7, 127
 """Of a bfloat16: the bits behind its leading one, and what is added to its exponent."""
 HIGHEST = 96
@@ -70,18 +70,29 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, octaves: float, largest: float, out
         return False
     one = 1 << MANTISSA
     (L, d), M = q.shape, len(k)
-    keys, values = for_products(Quantised.of(_padded(k))), _by_channel(v)
+    parts = [
+        (for_products(Quantised.of(_padded(keys))), _by_channel(values))
+        for keys, values in zip(torch.split(k, TILE[1]), torch.split(v, TILE[1]), strict=True)
+    ]
     shift = torch.full((M,), float(one * (BIAS + HIGHEST - math.ceil(largest))))
-    rows = min(max(TILE * torch.get_num_threads() // M, 1), L)
-    whole, sums = torch.empty(rows, M, dtype=torch.int16), []
-    for start in range(0, L, rows):
-        part = Given(given.codes[start : start + rows], one * octaves * given.scale, given.zero)
-        weights = whole[: len(part.codes)].copy_(product(part, keys, shift, "relu")).view(torch.bfloat16)
-        of_values = torch.ops.mkldnn._linear_pointwise(weights, values, None, "none", [], "")
-        sums.append(of_values if len(values) > d else torch.cat([of_values, weights.sum(dim=1, keepdim=True)], dim=1))
-    answer = torch.cat(sums).float()
-    torch.div(answer[:, :d], answer[:, d : d + 1], out=out)
+    room = torch.empty(min(TILE[0], L) * min(TILE[1], M), dtype=torch.int16)
+    for start in range(0, L, TILE[0]):
+        codes = given.codes[start : start + TILE[0]]
+        some = Given(codes, one * octaves * given.scale, given.zero)
+        answer = torch.zeros(len(codes), d + 1)
+        for keys, values in parts:
+            size = len(codes), values.shape[1]
+            scores = product(some, keys, shift[: size[1]], "relu")
+            answer += _weighed(room[: math.prod(size)].view(size).copy_(scores).view(torch.bfloat16), values, d)
+            del scores  # its memory is the next one's
+        torch.div(answer[:, :d], answer[:, d:], out=out[start : start + TILE[0]])
     return True
+
+
+def _weighed(weights: Tensor, values: Tensor, d: int) -> Tensor:
+    """Sums of values by weights (n, m), and of the weights: (n, d + 1), bfloat16."""
+    sums: Tensor = torch.ops.mkldnn._linear_pointwise(weights, values, None, "none", [], "")
+    return sums[:, : d + 1] if len(values) > d else torch.cat([sums, weights.sum(dim=1, keepdim=True)], dim=1)
 
 
 @cache
