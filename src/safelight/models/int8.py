@@ -4,7 +4,7 @@ Weights are whole numbers from -127 to 127, with a scale for each output, found 
 into whole numbers from 0 to 255 between its own least and largest number, at every call: what a UNet's layers see
 grows and shrinks with the noise, and scales that fit all of its steps would fit none. (Jacob et al. 2018,
 "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", eqs. 1 and 3.) Sums
-are exact, in 32 bits; answers are float32.
+are exact, in 32 bits; answers are float32. Attention over many positions is rounded in its own way (`int8_attention`).
 
 Every picture of a batch has scales of its own, so that it does not depend on the others.
 
