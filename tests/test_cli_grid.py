@@ -200,7 +200,8 @@ def test_the_axes_are_read_before_torch_is() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# Watched from within, so that it cannot be done before anybody looks, however busy the machine is.
+# Watched from within, so that it cannot be done before anybody looks, however busy the machine is; and heard, also
+# where a shell started the tests in the background, which has its children deaf to this signal.
 INTERRUPTED = """
 import os, signal, sys, threading, time
 from pathlib import Path
@@ -210,6 +211,7 @@ def watch():
         time.sleep(0.005)
     os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Thread(target=watch, daemon=True).start()
 from safelight.cli import main
 sys.exit(main(sys.argv[1:]))
