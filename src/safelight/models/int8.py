@@ -1,10 +1,8 @@
 """Networks on the CPU in whole numbers of 8 bits: products take a quarter of the time, weights a quarter of the memory.
 
-Weights are whole numbers from -127 to 127, with a scale for each output, found once. What a layer is given is turned
-into whole numbers from 0 to 255 between its own least and largest number, at every call: what a UNet's layers see
-grows and shrinks with the noise, and scales that fit all of its steps would fit none. (Jacob et al. 2018,
-"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", eqs. 1 and 3.) Sums
-are exact, in 32 bits; answers are float32. Attention over many positions is rounded in its own way (`int8_attention`).
+Scales of weights are found once (`int8_products`), those of what a layer is given at every call: what a UNet's layers
+see grows and shrinks with the noise, and scales that fit all of its steps would fit none. Attention over many positions
+is rounded in its own way (`int8_attention`).
 
 Every picture of a batch has scales of its own, so that it does not depend on the others.
 
@@ -22,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.models.int8_attention import attend_rounded
-from safelight.models.int8_products import AS_FLOAT, Given, Quantised, for_products, product, zeros
+from safelight.models.int8_products import AS_FLOAT, Given, Quantised, for_products, no_zeros, product
 from safelight.models.layers import DoublingConv, Downsample, PositionAttention, ResnetBlock, Upsample
 from safelight.models.packed import HELD, Form, Packing, Pages, Room, inferring, told_of_the_words, version
 from safelight.models.spatial_transformer import GEGLU, Attention, SpatialTransformer
@@ -80,7 +78,7 @@ class Int8Conv2d(nn.Conv2d):
     def _lay_out(self, weight: Quantised) -> Form:
         given = 1.0, 0  # are told at each call
         packed = torch.ops.onednn.qconv_prepack(weight.codes, weight.scales, *given, *self._way())
-        return [packed, weight.scales, zeros(weight), weight.sums]
+        return [packed, weight.scales, no_zeros(weight), weight.sums]
 
     def _way(self) -> tuple[object, ...]:
         return self.stride, (0, 0), self.dilation, self.groups

@@ -33,11 +33,11 @@ TILE = 512, 2048
 """Queries and keys at once, so that processors share the work alike in each of its steps, and their scores are near."""
 MANTISSA, BIAS = 7, 127
 """Of a bfloat16: the bits behind its leading one, and what is added to its exponent."""
-HIGHEST = 96
+TOP = 96
 """Exponent that no weight is above: there is room for the sum of 2**14 of them, times values of 2**16."""
 WIDEST = 192
 """Powers of two that no score may be above. As the mean of the keys is zero, a query's largest score is not negative:
-its weight is at least 2**(HIGHEST - WIDEST), and there is room below that for those that count beside it."""
+its weight is at least 2**(TOP - WIDEST), and there is room below that for those that count beside it."""
 
 
 def attend_rounded(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -74,7 +74,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, octaves: float, largest: float, out
         (for_products(Quantised.of(_padded(keys))), _by_channel(values))
         for keys, values in zip(torch.split(k, TILE[1]), torch.split(v, TILE[1]), strict=True)
     ]
-    shift = torch.full((M,), float(one * (BIAS + HIGHEST - math.ceil(largest))))
+    shift = torch.full((M,), float(one * (BIAS + TOP - math.ceil(largest))))
     room = torch.empty(min(TILE[0], L) * min(TILE[1], M), dtype=torch.int16)
     for start in range(0, L, TILE[0]):
         codes = given.codes[start : start + TILE[0]]

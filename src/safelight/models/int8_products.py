@@ -93,10 +93,10 @@ def product(given: Given, form: Form, bias: Tensor | None, then: str = "none") -
 def for_products(weight: Quantised) -> Form:
     """A weight (N, C), or a pointwise kernel, laid out."""
     codes = weight.codes.flatten(1)
-    return [torch.ops.onednn.qlinear_prepack(codes, None), weight.scales, zeros(weight)]
+    return [torch.ops.onednn.qlinear_prepack(codes, None), weight.scales, no_zeros(weight)]
 
 
-def zeros(weight: Quantised) -> Tensor:
+def no_zeros(weight: Quantised) -> Tensor:
     """Weights have no zero but 0; oneDNN asks for one of each output."""
     return torch.zeros(len(weight.scales), dtype=torch.int64)
 
