@@ -3,9 +3,9 @@
     python benchmarks/attention.py                       # a minute
     OMP_NUM_THREADS=1 python benchmarks/attention.py
 
-Random queries, keys and values, of the sizes of a picture's finest attentions: Stable Diffusion 1's at 512x512, with the
-next coarser one, which is left in float32, and Stable Diffusion 2's at 512x512. Decibels are those of the answer's
-deviation over that of the difference, for scores of a deviation of 1.
+Random queries, keys and values, of the sizes of a picture's finest attentions: Stable Diffusion 1's at 512x512, with
+the next coarser one, which is left in float32, and Stable Diffusion 2's. Decibels are those of the answer's deviation
+over that of the difference, for scores of a deviation of 1.
 """
 
 from __future__ import annotations
