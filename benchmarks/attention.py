@@ -15,8 +15,8 @@ from functools import partial
 import torch
 
 from measuring import SAFELIGHT, Report, alternate, arguments
-from safelight.models import int8_attention
-from safelight.models.int8_attention import attend_rounded
+from safelight.models import rounded_attention
+from safelight.models.rounded_attention import attend_rounded
 from safelight.models.layers import attend
 from safelight.tasks.machine import choose_threads, keep_memory
 
@@ -31,7 +31,7 @@ def main() -> None:
     report = Report.of(options)
     choose_threads()
     keep_memory()
-    int8_attention.LEAST = 1  # also where it is not used, to see why
+    rounded_attention.LEAST = 1  # also where it is not used, to see why
     with torch.inference_mode():
         for L, heads, d in SIZES:
             q, k, v = (torch.randn(1, L, heads * d) for _ in range(3))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import safelight
 from measuring import Report, arguments
 from safelight.doors import Conditioning
-from safelight.models import int8_attention
+from safelight.models import rounded_attention
 from safelight.tasks.loading import shipped
 from weights import FOLDER, folder
 
@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help=f"at most {len(PROMPTS)}")
     parser.add_argument("--scratch", type=Path, help="where weights are kept for the next run; default: nowhere")
-    parser.add_argument("--keys", type=int, default=int8_attention.LEAST, help="from which on attention is rounded")
+    parser.add_argument("--keys", type=int, default=rounded_attention.LEAST, help="from which on attention is rounded")
     options = parser.parse_args()
-    int8_attention.LEAST = options.keys
+    rounded_attention.LEAST = options.keys
     trained = options.preset in shipped()
     report = Report.of(options)
     warnings.simplefilter("ignore")

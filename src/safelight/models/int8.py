@@ -2,7 +2,7 @@
 
 Scales of weights are found once (`int8_products`), those of what a layer is given at every call: what a UNet's layers
 see grows and shrinks with the noise, and scales that fit all of its steps would fit none. Attention over many positions
-is rounded in its own way (`int8_attention`).
+is rounded in its own way (`rounded_attention`).
 
 Every picture of a batch has scales of its own, so that it does not depend on the others.
 
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safelight.models.int8_attention import attend_rounded
+from safelight.models.rounded_attention import attend_rounded, multiplies_bfloat16
 from safelight.models.int8_products import AS_FLOAT, Given, Quantised, for_products, no_zeros, product
 from safelight.models.layers import DoublingConv, Downsample, PositionAttention, ResnetBlock, Upsample
 from safelight.models.packed import HELD, Form, Packing, Pages, Room, inferring, told_of_the_words, version
@@ -92,6 +92,25 @@ class Int8DoublingConv(Int8Conv2d, DoublingConv):
         return DoublingConv.forward(self, x, both=True) if both else Int8Conv2d.forward(self, x)
 
 
+class Bfloat16Shortcut(nn.Conv2d):
+    """A pointwise convolution in bfloat16, where whole numbers are too coarse."""
+
+    packing: Packing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, H, W), channels-last."""
+        form = self.packing.kept(self.weight, self._lay_out) if inferring(x, self.weight) else None
+        if form is None:
+            y: Tensor = self._conv_forward(x, self.weight.to(x.dtype), self.bias)
+            return y
+        bias = None if self.bias is None else self.bias.bfloat16()
+        y = torch.ops.mkldnn._linear_pointwise(x.permute(0, 2, 3, 1).bfloat16(), form[0], bias, "none", [], "")
+        return y.float().permute(0, 3, 1, 2)
+
+    def _lay_out(self, weight: Tensor) -> Form:
+        return [torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).bfloat16())]
+
+
 class Int8GEGLU(GEGLU):
     """A gated linear unit, whose halves are products of the same whole numbers."""
 
@@ -142,10 +161,15 @@ def quantise(network: UNet, read: Mapping[str, Quantised], pages: Pages = HELD) 
         read: the whole numbers of weights as they are now, by name; those of others are found when they are needed.
         pages: of these, and of the weights; those that are laid out are let go of.
     """
+    room = Room.free()
     for module in network.modules():
         if isinstance(module, Attention | PositionAttention):
             module.attending = attend_rounded
-    room = Room.free()
+        elif isinstance(module, ResnetBlock) and module.conv_shortcut is not None and multiplies_bfloat16():
+            shortcut = module.conv_shortcut
+            shortcut.__class__ = Bfloat16Shortcut
+            own = weakref.ref(shortcut.weight), version(shortcut.weight)
+            shortcut.packing = Packing(room, pages, (), own, width=2)  # type: ignore[assignment]
     for name, layer in _layers(network).items():
         weight: Tensor = network.get_parameter(name)
         layer.__class__ = _INT8[type(layer)]

@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from safelight.models import int8, int8_attention, int8_products
+from safelight.models import int8, rounded_attention, int8_products
 from safelight.models.attention_maps import attending_by
-from safelight.models.int8_attention import attend_rounded
+from safelight.models.rounded_attention import attend_rounded
 from safelight.models.layers import attend
 from safelight.models.spatial_transformer import Attention
 from toy import toy_unet
 
 Numbers = NDArray[np.float64]
 pytestmark = pytest.mark.skipif(
-    not (int8_products.supported() and int8_attention._multiplies_bfloat16()),
+    not (int8_products.supported() and rounded_attention.multiplies_bfloat16()),
     reason="this processor does it in float32",
 )
 
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few keys, and several tiles each way, the last of them smaller."""
-    monkeypatch.setattr(int8_attention, "LEAST", 1)
-    monkeypatch.setattr(int8_attention, "TILE", (64, 96))
+    monkeypatch.setattr(rounded_attention, "LEAST", 1)
+    monkeypatch.setattr(rounded_attention, "TILE", (64, 96))
     with torch.no_grad():
         yield
 
@@ -127,7 +127,7 @@ def test_few_keys_and_gradients_are_attended_to_as_ever(monkeypatch: pytest.Monk
     with torch.enable_grad():
         y = attend_rounded(q, k, v.requires_grad_(), 2)
         assert torch.equal(y, exact) and y.requires_grad
-    monkeypatch.setattr(int8_attention, "LEAST", 71)
+    monkeypatch.setattr(rounded_attention, "LEAST", 71)
     assert torch.equal(attend_rounded(q, k, v.detach(), 2), exact)
 
 
