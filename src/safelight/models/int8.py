@@ -21,10 +21,19 @@ from torch import Tensor, nn
 
 from safelight.models.rounded_attention import attend_rounded, multiplies_bfloat16
 from safelight.models.int8_products import AS_FLOAT, Given, Quantised, for_products, no_zeros, product
-from safelight.models.layers import DoublingConv, Downsample, PositionAttention, ResnetBlock, Upsample
-from safelight.models.packed import HELD, Form, Packing, Pages, Room, inferring, told_of_the_words, version
+from safelight.models.layers import (
+    DoublingConv,
+    Downsample,
+    PositionAttention,
+    ResnetBlock,
+    Upsample,
+    interleaved,
+    kernels_of_doubled,
+)
+from safelight.models.packed import HELD, Form, PackedUpsample, Packing, Pages, Room, inferring, told_of_the_words, version
 from safelight.models.spatial_transformer import GEGLU, Attention, SpatialTransformer
 from safelight.models.unet import Level, UNet
+from safelight.models.winograd import DOUBLED, Tile
 
 
 class Int8Linear(nn.Linear):
@@ -56,20 +65,19 @@ class Int8Conv2d(nn.Conv2d):
                 answer = _each(x.permute(0, 2, 3, 1), lambda given: product(given, form, self.bias))
                 answer = None if answer is None else answer.permute(0, 3, 1, 2)
             else:
-                answer = _each(x, lambda given: self._convolve(given, form))
+                answer = _each(x, lambda given: self._convolve(given, form, self.bias))
             if answer is not None:
                 return answer
         y: Tensor = self._conv_forward(x, self.weight.to(x.dtype), self.bias)
         return y
 
-    def _convolve(self, given: Given, form: Form) -> Tensor:
+    def _convolve(self, given: Given, form: Form, bias: Tensor | None) -> Tensor:
         """As if the zero were 0, which oneDNN does without another pass over the weights; the bias makes up for it."""
         packed, scales, zeros, sums = form
         above, beside = (int(side) for side in self.padding)
         codes = F.pad(given.codes, (beside, beside, above, above), value=given.zero)
         missing = sums * (-given.scale * given.zero)
-        bias = missing if self.bias is None else missing.add_(self.bias)
-        weight = packed, scales, zeros, bias
+        weight = packed, scales, zeros, missing if bias is None else missing.add_(bias)
         y: Tensor = torch.ops.onednn.qconv_pointwise(
             codes, given.scale, 0, *weight, *self._way(), *AS_FLOAT, "none", [], ""
         )
@@ -90,6 +98,18 @@ class Int8DoublingConv(Int8Conv2d, DoublingConv):
     def forward(self, x: Tensor, both: bool = False) -> Tensor:
         """As `DoublingConv.forward`."""
         return DoublingConv.forward(self, x, both=True) if both else Int8Conv2d.forward(self, x)
+
+    def doubled(self, x: Tensor) -> Tensor | None:
+        """As `DoublingConv.doubled`: by what is rounded for this convolution, added up and rounded again."""
+        form = _form(self, self.weight, x, self._lay_out_doubled, DOUBLED)
+        if form is None:
+            return None
+        x, bias = x.contiguous(memory_format=torch.channels_last), None if self.bias is None else self.bias.repeat(4)
+        return _each(x, lambda given: interleaved(self._convolve(given, form, bias)))
+
+    def _lay_out_doubled(self, weight: Quantised) -> Form:
+        understood = weight.codes * weight.scales[:, None, None, None]
+        return self._lay_out(Quantised.of(kernels_of_doubled(understood)))
 
 
 class Bfloat16Shortcut(nn.Conv2d):
@@ -165,6 +185,8 @@ def quantise(network: UNet, read: Mapping[str, Quantised], pages: Pages = HELD) 
     for module in network.modules():
         if isinstance(module, Attention | PositionAttention):
             module.attending = attend_rounded
+        elif type(module) is Upsample:
+            module.__class__ = PackedUpsample
         elif isinstance(module, ResnetBlock) and module.conv_shortcut is not None and multiplies_bfloat16():
             shortcut = module.conv_shortcut
             shortcut.__class__ = Bfloat16Shortcut
@@ -194,7 +216,11 @@ def _layers(network: UNet) -> dict[str, nn.Module]:
 
 
 def _form(
-    layer: Int8Linear | Int8Conv2d | Int8GEGLU, weight: Tensor, x: Tensor, lay_out: Callable[[Quantised], Form]
+    layer: Int8Linear | Int8Conv2d | Int8GEGLU,
+    weight: Tensor,
+    x: Tensor,
+    lay_out: Callable[[Quantised], Form],
+    tile: Tile | None = None,
 ) -> Form | None:
     """The laid out form of a layer's weight, if it may be used now."""
     if not inferring(x, weight):
@@ -208,7 +234,7 @@ def _form(
         layer.packing.pages.release(layer.read.codes)
         return form
 
-    form = layer.packing.kept(weight, laid_out)
+    form = layer.packing.kept(weight, laid_out, tile)
     if form is None:
         layer.packing.room.say_too_small()
     return form

@@ -229,7 +229,7 @@ class PackedConv2d(nn.Conv2d):
         return y
 
     def doubled(self, x: Tensor) -> Tensor | None:
-        """Of a picture with each pixel doubled, (B, C, H, W) -> (B, C', 2H, 2W); None if Winograd's is not the way."""
+        """As `DoublingConv.doubled`, by Winograd's way."""
         weight = _ready(self, x)
         if weight is None or not self._is((3, 3), (1, 1)):
             return None
@@ -270,18 +270,16 @@ class PackedDoublingConv(PackedConv2d, DoublingConv):
 
     def forward(self, x: Tensor, both: bool = False) -> Tensor:
         """As `DoublingConv.forward`."""
-        y = self.doubled(x) if both else PackedConv2d.forward(self, x)
-        return DoublingConv.forward(self, x, both=True) if y is None else y
+        return DoublingConv.forward(self, x, both=True) if both else PackedConv2d.forward(self, x)
 
 
 class PackedUpsample(Upsample):
-    """Doubling and convolution, without the doubled picture where tiles are taken from it."""
+    """Doubling and convolution, at once where that is faster."""
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """As `Upsample.forward`."""
-        conv, twice = self.conv, (2 * x.shape[-2], 2 * x.shape[-1])
-        may = isinstance(conv, PackedDoublingConv) and not watched(conv) and size in (None, twice)
-        y = cast(PackedDoublingConv, conv).doubled(x) if may else None
+        may = not watched(self.conv) and size in (None, (2 * x.shape[-2], 2 * x.shape[-1]))
+        y = self.conv.doubled(x) if may else None
         return super().forward(x, size) if y is None else y
 
 
