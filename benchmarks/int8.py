@@ -1,7 +1,7 @@
 """What `--precision int8` costs in quality: how far the UNet's answer is from float32's, step by step.
 
     python benchmarks/int8.py                                       # the shipped tiny; a minute
-    python benchmarks/int8.py --keys 1                              # with its attention, too small for that, rounded
+    python benchmarks/int8.py --scores 1                            # with its attention, too small for that, rounded
     python benchmarks/int8.py --preset sd1 --steps 8 --prompts 1    # SD 1.5's size, random weights; 9 GB, minutes
 
 Along the walks that float32 takes, both are asked the same at every step, guided. Decibels are those of the answer's
@@ -45,9 +45,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help=f"at most {len(PROMPTS)}")
     parser.add_argument("--scratch", type=Path, help="where weights are kept for the next run; default: nowhere")
-    parser.add_argument("--keys", type=int, default=rounded_attention.LEAST, help="from which on attention is rounded")
+    parser.add_argument(
+        "--scores", type=int, default=rounded_attention.LEAST, help="of a picture, from which on attention is rounded"
+    )
     options = parser.parse_args()
-    rounded_attention.LEAST = options.keys
+    rounded_attention.LEAST = options.scores
     trained = options.preset in shipped()
     report = Report.of(options)
     warnings.simplefilter("ignore")

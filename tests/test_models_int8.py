@@ -15,7 +15,8 @@ from safelight.adapters.kinds import Full
 from safelight.adapters.patching import patched
 from safelight.doors import Conditioning
 from safelight.models import int8, int8_products, packed
-from safelight.models.layers import DoublingConv
+from safelight.models.layers import DoublingConv, ResnetBlock, Upsample, doubled
+from safelight.models.rounded_attention import multiplies_bfloat16
 from safelight.models.spatial_transformer import GEGLU
 from toy import toy_unet
 
@@ -121,6 +122,57 @@ def test_without_pytorchs_quantised_tensors_the_answers_are_the_same(
     assert float((layer(x) - y).abs().max() / y.abs().max()) < 0.01
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("moved", [0.0, 3.0])
+def test_doubling_and_convolution_at_once_are_as_one_after_the_other(
+    bias: bool, moved: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of a kernel's whole numbers are rounded once more."""
+    torch.manual_seed(0)
+    upsample = Upsample(16)
+    if not bias:
+        upsample.conv.bias = None
+    x = torch.randn(3, 16, 5, 7) * torch.tensor([1.0, 10.0, 0.1])[:, None, None, None] + moved
+    wanted = upsample(x)
+    _quantise(upsample.conv, monkeypatch)
+    after = upsample(x)
+    upsample.__class__ = packed.PackedUpsample
+    at_once = upsample(x)
+    assert at_once.shape == wanted.shape and at_once.is_contiguous(memory_format=torch.channels_last)
+    for one, other, exact in zip(at_once, after, wanted, strict=True):
+        assert min(_decibels(one, exact), _decibels(other, exact)) > (38 if moved == 0 else 28)
+    assert not torch.equal(at_once, after), "else it was not done at once"
+    assert torch.equal(upsample.conv(x, both=True), at_once)
+    odd = upsample(x, (11, 13))
+    assert odd.shape[2:] == (11, 13) and _decibels(odd, upsample.conv(doubled(x, (11, 13)))) > 100
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does it in float32")
+def test_a_shortcut_is_bfloat16s_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And another weight, or a bias that was written to, is seen."""
+    torch.manual_seed(0)
+    block = ResnetBlock(16, 24, groups=4, eps=1e-5)
+    monkeypatch.setattr(int8, "_layers", lambda network: {})
+    int8.quantise(_Holder(block), {})  # type: ignore[arg-type]
+    shortcut, x = block.conv_shortcut, torch.randn(2, 16, 5, 7)
+    assert isinstance(shortcut, int8.Bfloat16Shortcut)
+
+    def exact() -> Tensor:
+        assert shortcut.bias is not None
+        given, weight, bias = (t.bfloat16().double() for t in (x, shortcut.weight, shortcut.bias))
+        return F.conv2d(given, weight, bias)
+
+    for change in (shortcut.weight, shortcut.bias):
+        torch.testing.assert_close(shortcut(x).double(), exact(), rtol=2**-8, atol=1e-5)
+        assert change is not None
+        change.data.mul_(-1)
+        change.mul_(1)  # which counts as written
+    torch.testing.assert_close(shortcut(x).double(), exact(), rtol=2**-8, atol=1e-5)
+    with torch.enable_grad():
+        shortcut(x.requires_grad_()).sum().backward()
+    assert x.grad is not None
+
+
 def _asked(batch: int = 2, context: int | None = 24) -> tuple[Tensor, Tensor, Conditioning]:
     torch.manual_seed(1)
     x, t = torch.randn(batch, 4, 10, 14), torch.tensor([700.0, 3.0, 500.0])[:batch]
@@ -141,7 +193,9 @@ def test_a_unet_answers_nearly_the_same(linear: bool, context: int | None) -> No
     rounded = int8._INT8.values()
     kept = [name for name, layer in unet.named_modules() if type(layer) in (nn.Linear, nn.Conv2d)]
     assert all(type(unet.get_submodule(name)) in rounded for name in ("down_blocks.0.resnets.0.conv1",))
-    assert {"conv_in", "conv_out", "up_blocks.0.resnets.0.conv_shortcut", "up_blocks.1.resnets.1.conv2"} <= set(kept)
+    assert {"conv_in", "conv_out", "up_blocks.1.resnets.1.conv2"} <= set(kept)
+    shortcut = type(unet.get_submodule("up_blocks.0.resnets.0.conv_shortcut"))
+    assert shortcut is (int8.Bfloat16Shortcut if multiplies_bfloat16() else nn.Conv2d)
     assert all("time_emb_proj" in name or name not in kept for name in kept if "down_blocks.0.resnets.0" in name)
 
 

@@ -7,10 +7,14 @@ Nothing here imports torch before a command runs.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -72,3 +76,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our results has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def run() -> NoReturn:
+    """The command as a process of its own: `main`, and out.
+
+    Networks are not taken apart object by object, which took 0.6 seconds of Stable Diffusion 1's size: the system takes
+    all memory back at once. What others want done at the end is done before.
+    """
+    code = main()
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    if "torch" in sys.modules and not others:
+        atexit._run_exitfuncs()
+        with suppress(OSError):  # it is said below, as Python says it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    sys.exit(code)

@@ -1,8 +1,8 @@
 """Networks on the CPU in whole numbers of 8 bits: products take a quarter of the time, weights a quarter of the memory.
 
 Scales of weights are found once (`int8_products`), those of what a layer is given at every call: what a UNet's layers
-see grows and shrinks with the noise, and scales that fit all of its steps would fit none. Attention over many positions
-is rounded in its own way (`rounded_attention`).
+see grows and shrinks with the noise, and scales that fit all of its steps would fit none. Where the processor
+multiplies in bfloat16, attention (`rounded_attention`) and residual blocks' shortcuts are in that.
 
 Every picture of a batch has scales of its own, so that it does not depend on the others.
 
@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safelight.models.rounded_attention import attend_rounded, multiplies_bfloat16
 from safelight.models.int8_products import AS_FLOAT, Given, Quantised, for_products, no_zeros, product
 from safelight.models.layers import (
     DoublingConv,
@@ -30,8 +29,19 @@ from safelight.models.layers import (
     interleaved,
     kernels_of_doubled,
 )
-from safelight.models.packed import HELD, Form, PackedUpsample, Packing, Pages, Room, inferring, told_of_the_words, version
-from safelight.models.spatial_transformer import GEGLU, Attention, SpatialTransformer
+from safelight.models.packed import (
+    HELD,
+    Form,
+    PackedUpsample,
+    Packing,
+    Pages,
+    Room,
+    inferring,
+    told_of_the_words,
+    version,
+)
+from safelight.models.rounded_attention import attend_rounded, multiplies_bfloat16
+from safelight.models.spatial_transformer import GEGLU, Attention, FeedForward, SpatialTransformer
 from safelight.models.unet import Level, UNet
 from safelight.models.winograd import DOUBLED, Tile
 
@@ -156,12 +166,22 @@ class Int8GEGLU(GEGLU):
         return y
 
 
+class Int8FeedForward(FeedForward):
+    """One picture after the other: what lies between the layers is four times as wide, and need not be joined."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, C) -> (B, L, C)."""
+        answers = [FeedForward.forward(self, picture) for picture in x.chunk(len(x))]
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
+
+
 _INT8: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Int8Linear,
     nn.Conv2d: Int8Conv2d,
     DoublingConv: Int8DoublingConv,
     GEGLU: Int8GEGLU,
 }
+_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {Upsample: PackedUpsample, FeedForward: Int8FeedForward}
 _IN = (ResnetBlock, SpatialTransformer, PositionAttention, Downsample, Upsample)
 """Whose layers are worth it: the first, the last, and what is told about time and size are small."""
 _FLOAT = ("conv_shortcut", "time_emb_proj")
@@ -185,8 +205,8 @@ def quantise(network: UNet, read: Mapping[str, Quantised], pages: Pages = HELD) 
     for module in network.modules():
         if isinstance(module, Attention | PositionAttention):
             module.attending = attend_rounded
-        elif type(module) is Upsample:
-            module.__class__ = PackedUpsample
+        elif type(module) in _BLOCKS:
+            module.__class__ = _BLOCKS[type(module)]
         elif isinstance(module, ResnetBlock) and module.conv_shortcut is not None and multiplies_bfloat16():
             shortcut = module.conv_shortcut
             shortcut.__class__ = Bfloat16Shortcut

@@ -144,8 +144,14 @@ def kernels_of_doubled(weight: Tensor) -> Tensor:
     Of the nine pixels that a kernel sees, at most four are different: the weights of equal ones are added up first, in
     four ways, for the four pixels that come of each. This is the same but for rounding.
     """
-    sums = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float32)
-    return torch.einsum("pai, qbj, ocij -> pqocab", sums, sums, weight.float()).flatten(0, 2).to(weight.dtype)
+    by_row = _sums_of_equal(weight, dim=2)
+    return torch.cat([kernel for rows in by_row for kernel in _sums_of_equal(rows, dim=3)])
+
+
+def _sums_of_equal(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Of three weights in a row two, for the first and for the second pixel of a pair."""
+    before, here, behind = weight.unbind(dim)
+    return torch.stack((before, here + behind), dim), torch.stack((before + here, behind), dim)
 
 
 def interleaved(four: Tensor) -> Tensor:

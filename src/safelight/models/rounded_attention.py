@@ -1,4 +1,4 @@
-"""Attention on the CPU in bfloat16, rounded: in half to two thirds of the time.
+"""Attention on the CPU in bfloat16, its exponentials rounded: over many positions in half of the time.
 
 Exponentials cost no more than writing numbers down: the bits of a floating-point number, read as a whole one, are
 nearly its logarithm (Schraudolph 1999, "A Fast, Compact Approximation of the Exponential Function"). A score times
@@ -10,7 +10,7 @@ The bits are a score plus what is the same for all of them. Scores are rounded b
 zero: the mean of all keys is taken from each, which adds the same to all scores of a query, and its softmax does not
 see it (Zhang et al. 2024, "SageAttention", sec. 4.2).
 
-Shapes: B batch, L queries, M keys, C channels, d of a head; N heads of all pictures.
+Shapes: B batch, L queries, M keys, C channels, d of a head; N heads of a picture at once.
 """
 
 from __future__ import annotations
@@ -52,17 +52,18 @@ def attend_rounded(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     octaves = 1 / (math.log(2) * math.sqrt(C // heads))  # powers of two in a product of q and k
     scaled, centred = (q * (octaves * (1 << MANTISSA))).bfloat16(), (k - k.mean(dim=1, keepdim=True)).bfloat16()
     largest = _longest(scaled, heads) * _longest(centred, heads) / (1 << MANTISSA)  # Cauchy-Schwarz; (B, heads)
-    given = tuple(heads_apart(x, heads) for x in (scaled, centred, v.bfloat16()))
+    queries, keys, values = (heads_apart(x, heads) for x in (scaled, centred, v.bfloat16()))
     together = max(1, AT_ONCE // (min(L, TILE[0]) * min(M, TILE[1])))
     y = torch.empty_like(q)
+    answers = heads_apart(y, heads)
     for b, h in itertools.product(range(B), range(0, heads, together)):
         some = b, slice(h, h + together)
         bounds: list[float] = largest[some].tolist()
         if all(bound <= WIDEST for bound in bounds):
-            _attend(*(x[some] for x in given), max(bounds), out=heads_apart(y, heads)[some])
+            _attend(queries[some], keys[some], values[some], max(bounds), out=answers[some])
         else:  # or not finite
-            channels = b, slice(None), slice(h * C // heads, (h + len(bounds)) * C // heads)
-            y[channels] = attend(*(x[channels][None] for x in (q, k, v)), len(bounds))[0]
+            one, channels = slice(b, b + 1), slice(h * C // heads, (h + len(bounds)) * C // heads)
+            y[one, :, channels] = attend(q[one, :, channels], k[one, :, channels], v[one, :, channels], len(bounds))
     return y
 
 
@@ -70,7 +71,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, largest: float, *, out: Tensor) -> 
     """N heads of a picture, in bfloat16: q (N, L, d), k and v (N, M, d) -> out (N, L, d).
 
     Args:
-        q, k: whose products are scores, in parts of a power of two that a bfloat16's last bit is.
+        q, k: whose products are scores, in 128ths of a power of two, as a bfloat16's last bit is.
         largest: no score is above so many powers of two.
     """
     (N, L, d), M = q.shape, k.shape[1]
@@ -79,7 +80,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, largest: float, *, out: Tensor) -> 
     values[:, :, :d], values[:, :, d] = v, 1  # the ones are for the sum of the weights
     shift = (BIAS + TOP - math.ceil(largest)) << MANTISSA
     room = torch.empty(N * min(L, TILE[0]) * min(M, TILE[1]), dtype=torch.bfloat16)
-    for some, answer in zip(queries.split(TILE[0], dim=1), out.split(TILE[0], dim=1), strict=True):
+    for some, answer in zip(torch.split(queries, TILE[0], 1), torch.split(out, TILE[0], 1), strict=True):
         sums = torch.zeros(N, some.shape[1], values.shape[2])
         for start in range(0, M, IN_BFLOAT16 * TILE[1]):
             part = torch.zeros_like(sums, dtype=torch.bfloat16)
@@ -101,5 +102,5 @@ def multiplies_bfloat16() -> bool:
 
 def _longest(x: Tensor, heads: int) -> Tensor:
     """The length of the longest vector of each head, (B, L, C) -> (B, heads)."""
-    lengths: Tensor = torch.linalg.vector_norm(x.unflatten(2, (heads, -1)), dim=3)
-    return lengths.amax(dim=1).float()
+    lengths: Tensor = torch.linalg.vector_norm(heads_apart(x, heads), dim=3)
+    return lengths.amax(dim=2).float()

@@ -57,7 +57,7 @@ def at_points(weight: Tensor, tile: Tile) -> Tensor:
     high, wide = (torch.tensor(_KERNEL[side], dtype=torch.float64) for side in tile)
     change = torch.kron(high, wide).to(weight.dtype)
     N, C = weight.shape[:2]
-    return torch.mm(change, weight.reshape(N * C, 9).t()).view(-1, N, C)
+    return _linear(change, weight.reshape(N * C, 9), None).view(-1, N, C)
 
 
 def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Tile, border: int = 1) -> Tensor:
@@ -126,8 +126,8 @@ def convolve_doubled(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None) -
     return y.view(B, 2 * H, 2 * W, N).permute(0, 3, 1, 2)
 
 
-def _linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
 
 
