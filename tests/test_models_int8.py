@@ -18,6 +18,7 @@ from safelight.models import int8, int8_products, packed
 from safelight.models.layers import DoublingConv, ResnetBlock, Upsample, doubled
 from safelight.models.rounded_attention import multiplies_bfloat16
 from safelight.models.spatial_transformer import GEGLU
+from safelight.models.unet import UNet
 from toy import toy_unet
 
 Numbers = NDArray[np.float64]
@@ -127,7 +128,7 @@ def test_without_pytorchs_quantised_tensors_the_answers_are_the_same(
 def test_doubling_and_convolution_at_once_are_as_one_after_the_other(
     bias: bool, moved: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sums of a kernel's whole numbers are rounded once more."""
+    """Sums of a kernel's weights are rounded, not the weights."""
     torch.manual_seed(0)
     upsample = Upsample(16)
     if not bias:
@@ -171,6 +172,11 @@ def test_a_shortcut_is_bfloat16s_product(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.enable_grad():
         shortcut(x.requires_grad_()).sum().backward()
     assert x.grad is not None
+
+
+def _read(unet: UNet) -> dict[str, int8.Quantised]:
+    weights = int8.rounded_weights(unet)
+    return {name: int8.Quantised.of(int8.multiplied(unet, name, weight)) for name, weight in weights.items()}
 
 
 def _asked(batch: int = 2, context: int | None = 24) -> tuple[Tensor, Tensor, Conditioning]:
@@ -231,7 +237,7 @@ def test_another_weight_is_rounded_when_it_is_met_and_the_first_comes_back() -> 
     """Adapters put other tensors in the place of weights."""
     unet, asked = toy_unet(), _asked()
     plain = unet(*asked)
-    read = {name: int8.Quantised.of(weight) for name, weight in int8.rounded_weights(unet).items()}
+    read = _read(unet)
     pages = _Noted()
     int8.quantise(unet, read, pages)
     before = unet(*asked)
@@ -254,7 +260,7 @@ def test_another_weight_is_rounded_when_it_is_met_and_the_first_comes_back() -> 
 def test_what_was_written_to_a_weight_is_seen() -> None:
     """Although its whole numbers were read from a file."""
     unet, asked = toy_unet(), _asked()
-    read = {name: int8.Quantised.of(weight) for name, weight in int8.rounded_weights(unet).items()}
+    read = _read(unet)
     int8.quantise(unet, read)
     before = unet(*asked)
     unet.get_submodule("mid_block.resnets.0.conv1").weight.data.mul_(0)  # type: ignore[operator]

@@ -110,16 +110,12 @@ class Int8DoublingConv(Int8Conv2d, DoublingConv):
         return DoublingConv.forward(self, x, both=True) if both else Int8Conv2d.forward(self, x)
 
     def doubled(self, x: Tensor) -> Tensor | None:
-        """As `DoublingConv.doubled`: by what is rounded for this convolution, added up and rounded again."""
-        form = _form(self, self.weight, x, self._lay_out_doubled, DOUBLED)
+        """As `DoublingConv.doubled`."""
+        form = _form(self, self.weight, x, self._lay_out, DOUBLED)
         if form is None:
             return None
         x, bias = x.contiguous(memory_format=torch.channels_last), None if self.bias is None else self.bias.repeat(4)
         return _each(x, lambda given: interleaved(self._convolve(given, form, bias)))
-
-    def _lay_out_doubled(self, weight: Quantised) -> Form:
-        understood = weight.codes * weight.scales[:, None, None, None]
-        return self._lay_out(Quantised.of(kernels_of_doubled(understood)))
 
 
 class Bfloat16Shortcut(nn.Conv2d):
@@ -194,11 +190,17 @@ def rounded_weights(network: UNet) -> dict[str, nn.Parameter]:
     return {name: network.get_parameter(name) for name in _layers(network)}
 
 
+def multiplied(network: UNet, name: str, weight: Tensor) -> Tensor:
+    """What is rounded of such a weight: itself, or of a convolution behind a doubling the kernels that do both."""
+    doubles = isinstance(network.get_submodule(name.rpartition(".")[0]), DoublingConv)
+    return kernels_of_doubled(weight) if doubles else weight
+
+
 def quantise(network: UNet, read: Mapping[str, Quantised], pages: Pages = HELD) -> None:
     """Have the products of a UNet in whole numbers.
 
     Args:
-        read: the whole numbers of weights as they are now, by name; those of others are found when they are needed.
+        read: the whole numbers of what is `multiplied`, as weights are now, by name; others are found when needed.
         pages: of these, and of the weights; those that are laid out are let go of.
     """
     room = Room.free()
@@ -242,16 +244,17 @@ def _form(
     lay_out: Callable[[Quantised], Form],
     tile: Tile | None = None,
 ) -> Form | None:
-    """The laid out form of a layer's weight, if it may be used now."""
+    """The laid out form of a layer's weight, or of what does a doubling with it, if it may be used now."""
     if not inferring(x, weight):
         return None
+    read = layer.read if (tile == DOUBLED) == isinstance(layer, DoublingConv) else None
 
     def laid_out(new: Tensor) -> Form:
-        if layer.read is None or not layer.packing.is_read(weight):
-            return lay_out(Quantised.of(new))
-        layer.packing.pages.bring(layer.read.codes)
-        form = lay_out(layer.read)
-        layer.packing.pages.release(layer.read.codes)
+        if read is None or not layer.packing.is_read(weight):
+            return lay_out(Quantised.of(kernels_of_doubled(new) if tile == DOUBLED else new))
+        layer.packing.pages.bring(read.codes)
+        form = lay_out(read)
+        layer.packing.pages.release(read.codes)
         return form
 
     form = layer.packing.kept(weight, laid_out, tile)

@@ -130,7 +130,7 @@ class DoublingConv(nn.Conv2d):
         y = self.doubled(x)
         if y is None:
             bias = None if self.bias is None else self.bias.repeat(4)
-            y = interleaved(F.conv2d(x, kernels_of_doubled(self.weight), bias, padding=1))
+            y = interleaved(F.conv2d(x, kernels_of_doubled(self.weight).to(x.dtype), bias, padding=1))
         return y
 
     def doubled(self, x: Tensor) -> Tensor | None:
@@ -139,12 +139,12 @@ class DoublingConv(nn.Conv2d):
 
 
 def kernels_of_doubled(weight: Tensor) -> Tensor:
-    """Kernels that see of each pixel of a doubled picture only one: (N, C, 3, 3) -> (4N, C, 2, 2).
+    """Kernels that see of each pixel of a doubled picture only one: (N, C, 3, 3) -> (4N, C, 2, 2), float32.
 
     Of the nine pixels that a kernel sees, at most four are different: the weights of equal ones are added up first, in
     four ways, for the four pixels that come of each. This is the same but for rounding.
     """
-    by_row = _sums_of_equal(weight, dim=2)
+    by_row = _sums_of_equal(weight.float(), dim=2)
     return torch.cat([kernel for rows in by_row for kernel in _sums_of_equal(rows, dim=3)])
 
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from safelight.checkpoints.writing import atomic
 from safelight.errors import OutputError
-from safelight.models.int8 import rounded_weights
+from safelight.models.int8 import multiplied, rounded_weights
 from safelight.models.int8_products import HIGHEST, Quantised
 from safelight.models.unet import UNet
 from safelight.tasks.identity import WEIGHTS_SUFFIXES
 from safelight.tasks.machine import cache_folder
 
-FORMAT = f"safelight int8 1, up to {HIGHEST}"
+FORMAT = f"safelight int8 2, up to {HIGHEST}"
 """What a file is of; another way of rounding is another format."""
 _FIELDS = [field.name for field in fields(Quantised)]
 SAMPLED = 32
@@ -45,9 +45,10 @@ def known_numbers(network: UNet, source: Path | None) -> dict[str, Quantised]:
     """
     weights = rounded_weights(network)
     path = cache_folder("int8") / f"{_fingerprint(weights, source)}.safetensors"
-    if (kept := _read(path, weights)) is not None:
+    sizes = {name: multiplied(network, name, weight.detach().to("meta")).shape for name, weight in weights.items()}
+    if (kept := _read(path, sizes)) is not None:
         return kept
-    made = {name: Quantised.of(weight) for name, weight in weights.items()}
+    made = {name: Quantised.of(multiplied(network, name, weight.detach())) for name, weight in weights.items()}
     tensors = {f"{name}.{field}": tensor for name, weight in made.items() for field, tensor in vars(weight).items()}
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     try:
@@ -59,29 +60,29 @@ def known_numbers(network: UNet, source: Path | None) -> dict[str, Quantised]:
         return made
     told = f"int8 weights are kept for the next start in {path} ({size / 1e9:.2f} GB; it may be deleted)"
     warnings.warn(told, QuantisedWarning, stacklevel=2)
-    kept = _read(path, weights)
+    kept = _read(path, sizes)
     return made if kept is None else kept
 
 
-def _read(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Quantised] | None:
-    """What is kept of these weights, mapped from the file; None: nothing, or it is damaged."""
+def _read(path: Path, sizes: Mapping[str, torch.Size]) -> dict[str, Quantised] | None:
+    """What is kept of weights of these names and sizes, mapped from the file; None: nothing, or it is damaged."""
     if not path.is_file():
         return None
     try:
         found = load_file(path)
     except (OSError, safetensors.SafetensorError):
         return None
-    if {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()} != _forms(weights):
+    if {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()} != _forms(sizes):
         return None
-    return {name: Quantised(**{field: found[f"{name}.{field}"] for field in _FIELDS}) for name in weights}
+    return {name: Quantised(**{field: found[f"{name}.{field}"] for field in _FIELDS}) for name in sizes}
 
 
-def _forms(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+def _forms(sizes: Mapping[str, torch.Size]) -> dict[str, tuple[torch.dtype, torch.Size]]:
     """Dtype and shape of each tensor of a file."""
     forms: dict[str, tuple[torch.dtype, torch.Size]] = {}
-    for name, weight in weights.items():
-        outputs = torch.float32, weight.shape[:1]
-        forms |= {f"{name}.codes": (torch.int8, weight.shape), f"{name}.scales": outputs, f"{name}.sums": outputs}
+    for name, size in sizes.items():
+        outputs = torch.float32, size[:1]
+        forms |= {f"{name}.codes": (torch.int8, size), f"{name}.scales": outputs, f"{name}.sums": outputs}
     return forms
 
 
