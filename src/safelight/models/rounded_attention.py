@@ -29,7 +29,7 @@ LEAST = 1 << 19
 """Scores of a picture from which on it is faster."""
 TILE = 4096, 512
 """Queries and keys at once: processors share the queries alike in each step, and find their scores near."""
-AT_ONCE = 1 << 21
+AT_ONCE = 1 << 22
 """Scores at once, of as many heads as that makes."""
 IN_BFLOAT16 = 8
 """Tiles whose sums are added up in bfloat16, before they are in float32."""
