@@ -265,13 +265,13 @@ def test_keys_and_values_of_the_words_are_computed_once(monkeypatch: pytest.Monk
     unet, ask, other = toy_unet(), _told(), _told(batch=1)
     _pack(unet)
     widths: list[int] = []
-    computed = packed._linear
+    computed = winograd.linear
 
     def counted(x: Tensor, form: Tensor, bias: Tensor | None) -> Tensor:
         widths.append(x.shape[-1])
         return computed(x, form, bias)
 
-    monkeypatch.setattr(packed, "_linear", counted)
+    monkeypatch.setattr(winograd, "linear", counted)
     ask(unet)
     blocks = sum(type(module).__name__ == "TransformerBlock" for module in unet.modules())
     assert widths.count(24) == 2 * blocks

@@ -43,7 +43,7 @@ from safelight.models.packed import (
 from safelight.models.rounded_attention import attend_rounded, multiplies_bfloat16
 from safelight.models.spatial_transformer import GEGLU, Attention, FeedForward, SpatialTransformer
 from safelight.models.unet import Level, UNet
-from safelight.models.winograd import DOUBLED, Tile
+from safelight.models.winograd import DOUBLED, Tile, linear
 
 
 class Int8Linear(nn.Linear):
@@ -130,7 +130,7 @@ class Bfloat16Shortcut(nn.Conv2d):
             y: Tensor = self._conv_forward(x, self.weight.to(x.dtype), self.bias)
             return y
         bias = None if self.bias is None else self.bias.bfloat16()
-        y = torch.ops.mkldnn._linear_pointwise(x.permute(0, 2, 3, 1).bfloat16(), form[0], bias, "none", [], "")
+        y = linear(x.permute(0, 2, 3, 1).bfloat16(), form[0], bias)
         return y.float().permute(0, 3, 1, 2)
 
     def _lay_out(self, weight: Tensor) -> Form:

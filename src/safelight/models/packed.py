@@ -177,7 +177,7 @@ class DnnLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         weight = _ready(self, x)
-        return super().forward(x) if weight is None else _linear(x, weight, self.bias)
+        return super().forward(x) if weight is None else winograd.linear(x, weight, self.bias)
 
 
 class ContextLinear(DnnLinear):
@@ -208,7 +208,7 @@ class PackedConv2d(nn.Conv2d):
             return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last)
         if self._is((1, 1), (0, 0)):  # a linear layer on every position
-            return _linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+            return winograd.linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         return self._convolved(x, weight, self._tile(x.shape[2] * x.shape[3]))
 
     def strip(self, x: Tensor, positions: int) -> Tensor:
@@ -430,11 +430,6 @@ def inferring(x: Tensor, weight: Tensor) -> bool:
 def version(weight: Tensor) -> int | None:
     """Counts what was written to a tensor; those made in inference mode do not."""
     return None if weight.is_inference() else weight._version
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y
 
 
 def _bytes(form: Form) -> int:

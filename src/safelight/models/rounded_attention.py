@@ -8,7 +8,7 @@ they are divided by their sum.
 
 The bits are a score plus what is the same for all of them. Scores are rounded before it is added, so they are near
 zero: the mean of all keys is taken from each, which adds the same to all scores of a query, and its softmax does not
-see it (Zhang et al. 2024, "SageAttention", sec. 4.2).
+see it (Zhang et al. 2024, "SageAttention", sec. 4.2). One of n powers of two is rounded by n / 512 of one at most.
 
 Shapes: B batch, L queries, M keys, C channels, d of a head; N heads of a picture at once.
 """

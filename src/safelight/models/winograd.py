@@ -57,7 +57,7 @@ def at_points(weight: Tensor, tile: Tile) -> Tensor:
     high, wide = (torch.tensor(_KERNEL[side], dtype=torch.float64) for side in tile)
     change = torch.kron(high, wide).to(weight.dtype)
     N, C = weight.shape[:2]
-    return _linear(change, weight.reshape(N * C, 9), None).view(-1, N, C)
+    return linear(change, weight.reshape(N * C, 9), None).view(-1, N, C)
 
 
 def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Tile, border: int = 1) -> Tensor:
@@ -85,7 +85,7 @@ def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Til
         for q in range(b + 2):
             values = [
                 # The bias at the point (1, 1) is the bias everywhere: the powers of 1 are 1.
-                _linear(whole[q, p].view(-1, C), kernel[p * (b + 2) + q], bias if p == q == 1 else None)
+                linear(whole[q, p].view(-1, C), kernel[p * (b + 2) + q], bias if p == q == 1 else None)
                 for p in range(a + 2)
             ]
             _from_points([value.view(B, n, columns, N) for value in values], half[q])
@@ -115,7 +115,7 @@ def convolve_doubled(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None) -
         columns = []
         for q in range(3):
             before, here, behind = (
-                _linear(values.view(-1, C), kernel[3 * p + q], bias if p == q == 1 else None).view(*values.shape[:3], N)
+                linear(values.view(-1, C), kernel[3 * p + q], bias if p == q == 1 else None).view(*values.shape[:3], N)
                 for p, values in enumerate(given[p % 2][q % 2] for p in range(3))
             )
             columns.append((here + before[:, :-1], here - behind[:, 1:]))
@@ -126,7 +126,8 @@ def convolve_doubled(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None) -
     return y.view(B, 2 * H, 2 * W, N).permute(0, 3, 1, 2)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's product, of a weight laid out or not: (..., C) -> (..., N)."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
 
