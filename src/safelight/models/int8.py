@@ -26,6 +26,7 @@ from safelight.models.layers import (
     PositionAttention,
     ResnetBlock,
     Upsample,
+    inferring,
     interleaved,
     kernels_of_doubled,
 )
@@ -36,7 +37,6 @@ from safelight.models.packed import (
     Packing,
     Pages,
     Room,
-    inferring,
     told_of_the_words,
     version,
 )

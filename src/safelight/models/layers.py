@@ -84,6 +84,12 @@ def activated(norm: nn.Module, x: Tensor) -> Tensor:
     return F.silu(h, inplace=not (h.requires_grad or watched(norm)))
 
 
+def inferring(x: Tensor, weight: Tensor) -> bool:
+    """Whether float32 is asked for on the CPU, and nobody wants gradients."""
+    here = x.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    return here and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+
+
 def watched(layer: nn.Module) -> bool:
     """Whether somebody looks at what a layer is given, or at its answer."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks)

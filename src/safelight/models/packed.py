@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from safelight.models import winograd
-from safelight.models.layers import DoublingConv, ResnetBlock, Upsample, watched
+from safelight.models.layers import DoublingConv, PositionAttention, ResnetBlock, Upsample, attend, inferring, watched
 from safelight.models.norms import Norm
-from safelight.models.spatial_transformer import GEGLU, TransformerBlock
+from safelight.models.spatial_transformer import GEGLU, Attention, TransformerBlock
+from safelight.models.tiled_attention import attend_tiled
 
 SMALLEST = 1 << 25
 """Parameters of a network below which it is left as it is: its layers take microseconds, and what is done about them
@@ -370,6 +371,8 @@ def pack(network: nn.Module, pages: Pages = HELD, tiles: Tiles = TILES) -> None:
         return
     room = Room.free()
     for module in network.modules():
+        if isinstance(module, Attention | PositionAttention) and module.attending is attend:
+            module.attending = attend_tiled
         packed = _PACKED.get(type(module))
         weight = module.proj.weight if isinstance(module, GEGLU) else getattr(module, "weight", None)
         if packed is None or (isinstance(weight, Tensor) and weight.numel() < SMALLEST_WEIGHT):
@@ -387,6 +390,8 @@ def pack(network: nn.Module, pages: Pages = HELD, tiles: Tiles = TILES) -> None:
 def unpack(network: nn.Module) -> None:
     """Make a network's layers what they were before `pack`."""
     for module in network.modules():
+        if isinstance(module, Attention | PositionAttention) and module.attending is attend_tiled:
+            module.attending = attend
         plain = _PLAIN.get(type(module))
         if plain is not None:
             for name in ("packing", "told"):
@@ -419,12 +424,6 @@ def _ready(layer: nn.Module, x: Tensor) -> Tensor | None:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight if weight.dtype == torch.float32 and inferring(x, weight) else None
-
-
-def inferring(x: Tensor, weight: Tensor) -> bool:
-    """Whether float32 is asked for on the CPU, and nobody wants gradients."""
-    here = x.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    return here and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
 
 
 def version(weight: Tensor) -> int | None:

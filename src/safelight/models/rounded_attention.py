@@ -22,8 +22,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from safelight.models.layers import attend, heads_apart
-from safelight.models.packed import inferring
+from safelight.models.layers import heads_apart, inferring
+from safelight.models.tiled_attention import attend_tiled, longest
 
 LEAST = 1 << 19
 """Scores of a picture from which on it is faster."""
@@ -48,10 +48,10 @@ def attend_rounded(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """
     (B, L, C), M = q.shape, k.shape[1]
     if heads * L * M < LEAST or not (multiplies_bfloat16() and inferring(q, k) and inferring(v, v)):
-        return attend(q, k, v, heads)
+        return attend_tiled(q, k, v, heads)
     octaves = 1 / (math.log(2) * math.sqrt(C // heads))  # powers of two in a product of q and k
     scaled, centred = (q * (octaves * (1 << MANTISSA))).bfloat16(), (k - k.mean(dim=1, keepdim=True)).bfloat16()
-    largest = _longest(scaled, heads) * _longest(centred, heads) / (1 << MANTISSA)  # Cauchy-Schwarz; (B, heads)
+    largest = longest(scaled, heads) * longest(centred, heads) / (1 << MANTISSA)  # Cauchy-Schwarz; (B, heads)
     queries, keys, values = (heads_apart(x, heads) for x in (scaled, centred, v.bfloat16()))
     together = max(1, AT_ONCE // (min(L, TILE[0]) * min(M, TILE[1])))
     y = torch.empty_like(q)
@@ -62,8 +62,8 @@ def attend_rounded(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         if all(bound <= WIDEST for bound in bounds):
             _attend(queries[some], keys[some], values[some], max(bounds), out=answers[some])
         else:  # or not finite
-            one, channels = slice(b, b + 1), slice(h * C // heads, (h + len(bounds)) * C // heads)
-            y[one, :, channels] = attend(q[one, :, channels], k[one, :, channels], v[one, :, channels], len(bounds))
+            of = slice(b, b + 1), slice(None), slice(h * C // heads, (h + len(bounds)) * C // heads)
+            y[of] = attend_tiled(q[of], k[of], v[of], len(bounds))
     return y
 
 
@@ -98,9 +98,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, largest: float, *, out: Tensor) -> 
 def multiplies_bfloat16() -> bool:
     """Whether the processor does; others would take longer than in float32."""
     return bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def _longest(x: Tensor, heads: int) -> Tensor:
-    """The length of the longest vector of each head, (B, L, C) -> (B, heads)."""
-    lengths: Tensor = torch.linalg.vector_norm(heads_apart(x, heads), dim=3)
-    return lengths.amax(dim=2).float()

@@ -1,0 +1,126 @@
+"""Attention in tiles is exact: next to the softmax in float64; and where it must not be used, it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from safelight.models import packed, tiled_attention
+from safelight.models.layers import attend
+from safelight.models.spatial_transformer import Attention
+from safelight.models.tiled_attention import attend_tiled
+from toy import toy_unet
+
+
+@dataclass
+class Counted:
+    """How many queries of how many heads were attended to otherwise."""
+
+    heads: int = 0
+
+
+@pytest.fixture(autouse=True)
+def otherwise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
+    """Few queries on any processor, and several tiles each way, the last of them smaller."""
+    monkeypatch.setattr(tiled_attention, "LEAST", 1)
+    monkeypatch.setattr(tiled_attention, "TILE", (64, 24))
+    monkeypatch.setattr(tiled_attention, "multiplies_fast", lambda: True)
+    counted = Counted()
+
+    def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        counted.heads += heads * len(q)
+        return attend(q, k, v, heads)
+
+    monkeypatch.setattr(tiled_attention, "attend", attended)
+    with torch.no_grad():
+        yield counted
+
+
+def _given(B: int, L: int, M: int, heads: int, d: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys whose mean is far from zero."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(B, n, heads * d) for n in (L, M, M))
+    return q * scale, k * scale + 2, v
+
+
+def _exact(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    return attend(q.double(), k.double(), v.double(), heads)
+
+
+@pytest.mark.parametrize("d", [8, 40, 64])
+@pytest.mark.parametrize(("L", "M"), [(150, 400), (64, 24), (1, 77), (130, 1)])
+def test_the_answer_is_softmax_attention(d: int, L: int, M: int, otherwise: Counted) -> None:
+    q, k, v = _given(2, L, M, 3, d)
+    torch.testing.assert_close(attend_tiled(q, k, v, 3).double(), _exact(q, k, v, 3), rtol=1e-5, atol=3e-6)
+    assert not otherwise.heads
+
+
+def test_scores_as_large_as_they_may_be_have_room(otherwise: Counted) -> None:
+    """And large values, too."""
+    torch.manual_seed(0)
+    k = 3.7 * torch.randn(1, 3000, 16).sign()
+    q = 3.7 * k[:, :40].sign()
+    scores = q @ (k - k.mean(dim=1, keepdim=True)).transpose(1, 2) / 4
+    assert 50 < float(scores.amax()) < tiled_attention.LARGEST
+    for v in (torch.full((1, 3000, 16), 6e4), torch.randn(1, 3000, 16)):
+        torch.testing.assert_close(attend_tiled(q, k, v, 1).double(), _exact(q, k, v, 1), rtol=2e-5, atol=1e-5)
+    assert not otherwise.heads
+
+
+def test_only_heads_whose_scores_may_be_too_large_are_left_to_pytorch(otherwise: Counted) -> None:
+    threads = torch.get_num_threads()
+    q, k, v = _given(1, 60, 70, 3 * threads, 16)
+    q[:, :, -16:] *= 100
+    some = 16 * 2 * threads
+    y = attend_tiled(q, k, v, 3 * threads)
+    assert otherwise.heads == threads, "the last ones, those that are done at once with the large one"
+    exact, theirs = _exact(q, k, v, 3 * threads), attend(q, k, v, 3 * threads)
+    torch.testing.assert_close(y[:, :, :some].double(), exact[:, :, :some], rtol=1e-5, atol=3e-6)
+    torch.testing.assert_close(y[:, :, some:], theirs[:, :, some:])
+
+
+def test_a_picture_does_not_depend_on_the_others_of_its_batch() -> None:
+    q, k, v = _given(3, 130, 170, 3, 24)
+    q = q * torch.tensor([1.0, 30.0, 0.1])[:, None, None]
+    together = attend_tiled(q, k, v, 3)
+    for b in range(3):
+        alone = slice(b, b + 1)
+        assert torch.equal(together[alone], attend_tiled(q[alone], k[alone], v[alone], 3))
+
+
+@pytest.mark.parametrize("of", range(3))
+def test_what_is_not_finite_stays_so(of: int) -> None:
+    given = list(_given(1, 60, 70, 2, 16))
+    given[of][0, 3, 1] = torch.nan
+    assert not bool(attend_tiled(given[0], given[1], given[2], 2).isfinite().all())
+
+
+def test_few_queries_wide_heads_gradients_and_other_dtypes_are_attended_to_as_ever(
+    otherwise: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = _given(1, 60, 70, 2, 16)
+    attend_tiled(q, k, v, 2)
+    assert not otherwise.heads
+    with torch.enable_grad():
+        assert attend_tiled(q, k, v.clone().requires_grad_(), 2).requires_grad
+    attend_tiled(q.bfloat16(), k.bfloat16(), v.bfloat16(), 2)
+    for name, value in (("LEAST", 61), ("WIDEST", 15), ("multiplies_fast", lambda: False)):
+        with monkeypatch.context() as other:
+            other.setattr(tiled_attention, name, value)
+            assert torch.equal(attend_tiled(q, k, v, 2), attend(q, k, v, 2))
+    assert otherwise.heads == 5 * 2
+
+
+def test_a_packed_unet_attends_so_and_no_longer_when_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "SMALLEST", 0)
+    unet = toy_unet()
+    watched, *others = (part for part in unet.modules() if isinstance(part, Attention))
+    watched.attending = _exact
+    packed.pack(unet)
+    assert watched.attending is _exact and others and all(part.attending is attend_tiled for part in others)
+    packed.unpack(unet)
+    assert watched.attending is _exact and all(part.attending is attend for part in others)
