@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -29,6 +30,7 @@ from safelight.models.layers import (
     inferring,
     interleaved,
     kernels_of_doubled,
+    watched,
 )
 from safelight.models.packed import (
     HELD,
@@ -55,8 +57,8 @@ class Int8Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., in_features) -> (B, ..., out_features)."""
         form = _form(self, self.weight, x, for_products)
-        answer = None if form is None else _each(x, lambda given: product(given, form, self.bias))
-        return F.linear(x, self.weight.to(x.dtype), self.bias) if answer is None else answer
+        found = None if form is None else _each(x, lambda given: product(given, form, self.bias))
+        return F.linear(x, self.weight.to(x.dtype), self.bias) if found is None else found[0]
 
 
 class Int8Conv2d(nn.Conv2d):
@@ -72,12 +74,13 @@ class Int8Conv2d(nn.Conv2d):
         if form is not None:
             x = x.contiguous(memory_format=torch.channels_last)
             if pointwise:  # a linear layer on every position
-                answer = _each(x.permute(0, 2, 3, 1), lambda given: product(given, form, self.bias))
-                answer = None if answer is None else answer.permute(0, 3, 1, 2)
+                found = _each(x.permute(0, 2, 3, 1), lambda given: product(given, form, self.bias))
+                if found is not None:
+                    return found[0].permute(0, 3, 1, 2)
             else:
-                answer = _each(x, lambda given: self._convolve(given, form, self.bias))
-            if answer is not None:
-                return answer
+                found = _each(x, lambda given: self._convolve(given, form, self.bias))
+                if found is not None:
+                    return found[0]
         y: Tensor = self._conv_forward(x, self.weight.to(x.dtype), self.bias)
         return y
 
@@ -115,7 +118,8 @@ class Int8DoublingConv(Int8Conv2d, DoublingConv):
         if form is None:
             return None
         x, bias = x.contiguous(memory_format=torch.channels_last), None if self.bias is None else self.bias.repeat(4)
-        return _each(x, lambda given: interleaved(self._convolve(given, form, bias)))
+        found = _each(x, lambda given: interleaved(self._convolve(given, form, bias)))
+        return None if found is None else found[0]
 
 
 class Bfloat16Shortcut(nn.Conv2d):
@@ -154,11 +158,29 @@ class Int8GEGLU(GEGLU):
                 opened = product(given, form[3:], gate_bias, "gelu")
                 return product(given, form[:3], value_bias).mul_(opened)
 
-            answer = _each(x, gated)
-            if answer is not None:
-                return answer
+            found = _each(x, gated)
+            if found is not None:
+                return found[0]
         value, gate = F.linear(x, weight.to(x.dtype), bias).chunk(2, dim=-1)
         y: Tensor = value * F.gelu(gate)
+        return y
+
+
+class Int8Attention(Attention):
+    """What attends to itself: its queries, keys and values are products of the same whole numbers."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """As `Attention.forward`."""
+        layers = [layer for layer in (self.to_q, self.to_k, self.to_v) if type(layer) is Int8Linear]
+        if context is not None or len(layers) < 3 or any(map(watched, layers)):
+            return super().forward(x, context)
+        laid_out = [_form(layer, layer.weight, x, for_products) for layer in layers]
+        forms = [form for form in laid_out if form is not None]
+        found = _each(x, *(partial(product, form=form, bias=None) for form in forms)) if len(forms) == 3 else None
+        if found is None:
+            return super().forward(x)
+        q, k, v = found
+        y: Tensor = self.to_out[0](self.attending(q, k, v, self.heads))
         return y
 
 
@@ -177,7 +199,11 @@ _INT8: dict[type[nn.Module], type[nn.Module]] = {
     DoublingConv: Int8DoublingConv,
     GEGLU: Int8GEGLU,
 }
-_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {Upsample: PackedUpsample, FeedForward: Int8FeedForward}
+_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
+    Upsample: PackedUpsample,
+    FeedForward: Int8FeedForward,
+    Attention: Int8Attention,
+}
 _IN = (ResnetBlock, SpatialTransformer, PositionAttention, Downsample, Upsample)
 """Whose layers are worth it: the first, the last, and what is told about time and size are small."""
 _FLOAT = ("conv_shortcut", "time_emb_proj")
@@ -207,7 +233,7 @@ def quantise(network: UNet, read: Mapping[str, Quantised], pages: Pages = HELD) 
     for module in network.modules():
         if isinstance(module, Attention | PositionAttention):
             module.attending = attend_rounded
-        elif type(module) in _BLOCKS:
+        if type(module) in _BLOCKS:
             module.__class__ = _BLOCKS[type(module)]
         elif isinstance(module, ResnetBlock) and module.conv_shortcut is not None and multiplies_bfloat16():
             shortcut = module.conv_shortcut
@@ -263,15 +289,14 @@ def _form(
     return form
 
 
-def _each(x: Tensor, answer: Callable[[Given], Tensor]) -> Tensor | None:
-    """The answer to every picture of a batch; None if one of them is not finite."""
-    answers = []
-    for picture in x.chunk(len(x)):
-        given = Given.of(picture)
-        if given is None:
-            return None
-        answers.append(answer(given))
-    return answers[0] if len(answers) == 1 else torch.cat(answers)
+def _each(x: Tensor, *answers: Callable[[Given], Tensor]) -> list[Tensor] | None:
+    """These answers to all pictures of a batch, each rounded by itself; None if one of them is not finite."""
+    rounded = [Given.of(picture) for picture in x.chunk(len(x))]
+    given = [one for one in rounded if one is not None]
+    if len(given) < len(rounded):
+        return None
+    found = ([answer(one) for one in given] for answer in answers)
+    return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in found]
 
 
 def _for_halves(weight: Quantised) -> Form:
