@@ -17,7 +17,7 @@ from safelight.doors import Conditioning
 from safelight.models import int8, int8_products, packed
 from safelight.models.layers import DoublingConv, ResnetBlock, Upsample
 from safelight.models.rounded_attention import multiplies_bfloat16
-from safelight.models.spatial_transformer import GEGLU
+from safelight.models.spatial_transformer import GEGLU, Attention
 from safelight.models.unet import UNet
 from toy import toy_unet
 
@@ -217,6 +217,25 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch() -> None:
     together = holder["layer"](x)
     for one, alone in zip(together, x, strict=True):
         assert torch.equal(one, layer(alone[None])[0])
+
+
+def test_queries_keys_and_values_are_rounded_once_and_are_those_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = toy_unet()
+    int8.quantise(unet, {})
+    attention = next(part for part in unet.modules() if isinstance(part, Attention))
+    x = torch.randn(2, 9, attention.to_q.in_features) * torch.tensor([1.0, 100.0])[:, None, None]
+    rounded: list[Tensor] = []
+    of = int8_products.Given.of
+    monkeypatch.setattr(int8_products.Given, "of", lambda x: rounded.append(x) or of(x))
+    together = attention(x)
+    assert len(rounded) == 2 * 2, "of two pictures what is given, and the answer"
+    seen: list[Tensor] = []
+    hook = attention.to_k.register_forward_hook(lambda layer, given, answer: seen.append(answer))
+    assert torch.equal(attention(x), together) and len(rounded) == 4 + 2 * 4
+    assert len(seen) == 1, "who looks at a layer sees its answer"
+    hook.remove()
+    x[1, 2, 3] = torch.nan
+    assert bool(attention(x)[0].isfinite().all()) and not bool(attention(x)[1].isfinite().all())
 
 
 class _Noted:

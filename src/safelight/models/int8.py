@@ -12,7 +12,7 @@ Shapes: B batch, C channels in, N channels out, L tokens, H W picture size.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -57,8 +57,8 @@ class Int8Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., in_features) -> (B, ..., out_features)."""
         form = _form(self, self.weight, x, for_products)
-        found = None if form is None else _each(x, lambda given: product(given, form, self.bias))
-        return F.linear(x, self.weight.to(x.dtype), self.bias) if found is None else found[0]
+        answer = None if form is None else _each(x, lambda given: product(given, form, self.bias))
+        return F.linear(x, self.weight.to(x.dtype), self.bias) if answer is None else answer
 
 
 class Int8Conv2d(nn.Conv2d):
@@ -74,13 +74,12 @@ class Int8Conv2d(nn.Conv2d):
         if form is not None:
             x = x.contiguous(memory_format=torch.channels_last)
             if pointwise:  # a linear layer on every position
-                found = _each(x.permute(0, 2, 3, 1), lambda given: product(given, form, self.bias))
-                if found is not None:
-                    return found[0].permute(0, 3, 1, 2)
+                answer = _each(x.permute(0, 2, 3, 1), lambda given: product(given, form, self.bias))
+                answer = None if answer is None else answer.permute(0, 3, 1, 2)
             else:
-                found = _each(x, lambda given: self._convolve(given, form, self.bias))
-                if found is not None:
-                    return found[0]
+                answer = _each(x, lambda given: self._convolve(given, form, self.bias))
+            if answer is not None:
+                return answer
         y: Tensor = self._conv_forward(x, self.weight.to(x.dtype), self.bias)
         return y
 
@@ -118,8 +117,7 @@ class Int8DoublingConv(Int8Conv2d, DoublingConv):
         if form is None:
             return None
         x, bias = x.contiguous(memory_format=torch.channels_last), None if self.bias is None else self.bias.repeat(4)
-        found = _each(x, lambda given: interleaved(self._convolve(given, form, bias)))
-        return None if found is None else found[0]
+        return _each(x, lambda given: interleaved(self._convolve(given, form, bias)))
 
 
 class Bfloat16Shortcut(nn.Conv2d):
@@ -158,9 +156,9 @@ class Int8GEGLU(GEGLU):
                 opened = product(given, form[3:], gate_bias, "gelu")
                 return product(given, form[:3], value_bias).mul_(opened)
 
-            found = _each(x, gated)
-            if found is not None:
-                return found[0]
+            answer = _each(x, gated)
+            if answer is not None:
+                return answer
         value, gate = F.linear(x, weight.to(x.dtype), bias).chunk(2, dim=-1)
         y: Tensor = value * F.gelu(gate)
         return y
@@ -171,14 +169,14 @@ class Int8Attention(Attention):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """As `Attention.forward`."""
-        layers = [layer for layer in (self.to_q, self.to_k, self.to_v) if type(layer) is Int8Linear]
-        if context is not None or len(layers) < 3 or any(map(watched, layers)):
-            return super().forward(x, context)
-        laid_out = [_form(layer, layer.weight, x, for_products) for layer in layers]
-        forms = [form for form in laid_out if form is not None]
-        found = _each(x, *(partial(product, form=form, bias=None) for form in forms)) if len(forms) == 3 else None
+        products: list[Callable[[Given], Tensor]] = []
+        for layer in (self.to_q, self.to_k, self.to_v):
+            if context is None and isinstance(layer, Int8Linear) and not watched(layer):
+                form = _form(layer, layer.weight, x, for_products)
+                products += [] if form is None else [partial(product, form=form, bias=layer.bias)]
+        found = _all(x, products) if len(products) == 3 else None
         if found is None:
-            return super().forward(x)
+            return super().forward(x, context)
         q, k, v = found
         y: Tensor = self.to_out[0](self.attending(q, k, v, self.heads))
         return y
@@ -289,13 +287,21 @@ def _form(
     return form
 
 
-def _each(x: Tensor, *answers: Callable[[Given], Tensor]) -> list[Tensor] | None:
-    """These answers to all pictures of a batch, each rounded by itself; None if one of them is not finite."""
-    rounded = [Given.of(picture) for picture in x.chunk(len(x))]
-    given = [one for one in rounded if one is not None]
-    if len(given) < len(rounded):
-        return None
-    found = ([answer(one) for one in given] for answer in answers)
+def _each(x: Tensor, answer: Callable[[Given], Tensor]) -> Tensor | None:
+    """The answer to every picture of a batch; None if one of them is not finite."""
+    found = _all(x, [answer])
+    return None if found is None else found[0]
+
+
+def _all(x: Tensor, answers: Sequence[Callable[[Given], Tensor]]) -> list[Tensor] | None:
+    """Several such answers to the same."""
+    given = []
+    for picture in x.chunk(len(x)):
+        rounded = Given.of(picture)
+        if rounded is None:
+            return None
+        given.append(rounded)
+    found = ([answer(picture) for picture in given] for answer in answers)
     return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in found]
 
 

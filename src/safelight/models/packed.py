@@ -2,7 +2,8 @@
 
 PyTorch lays kernels out at every call, which for the deep levels of a UNet takes as long as the arithmetic. And its
 matrix products are those of a library that knows not every processor well: oneDNN's took from 0.4 to 0.9 of the time.
-Weights of linear layers stay as they are: laid out they would be some percent faster, and there twice.
+Weights of linear layers stay as they are: laid out they would be some percent faster, and there twice. Attention is in
+tiles (`tiled_attention`), where that is faster.
 
 `pack` exchanges the classes of layers for those below; the networks' own code and parameters stay as they are. A
 convolution lays its kernel out when it is first asked, and again when it meets another one: adapters, which put other
