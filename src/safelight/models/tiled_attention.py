@@ -25,8 +25,8 @@ from torch import Tensor
 
 from safelight.models.layers import attend, heads_apart, inferring
 
-LEAST = 1024
-"""Queries from which on it is faster."""
+LEAST = 2048
+"""Queries, and keys, from which on it is faster."""
 WIDEST = 64
 """Channels of a head up to which it is: with more, products take most of the time."""
 TILE = 1024, 512
@@ -37,8 +37,14 @@ LARGEST = 60.0
 
 def attend_tiled(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """`attend`, by tiles where that is faster: q (B, L, C), k and v (B, M, C) -> (B, L, C)."""
-    B, L, d = len(q), q.shape[1], q.shape[2] // heads
-    if not (LEAST <= L and d <= WIDEST and multiplies_fast() and inferring(q, k) and inferring(v, v)):
+    B, d = len(q), q.shape[2] // heads
+    if not (
+        LEAST <= min(q.shape[1], k.shape[1])
+        and d <= WIDEST
+        and multiplies_fast()
+        and inferring(q, k)
+        and inferring(v, v)
+    ):
         return attend(q, k, v, heads)
     scaled, centred = q / math.sqrt(d), k - k.mean(dim=1, keepdim=True)
     within = longest(scaled, heads) * longest(centred, heads) <= LARGEST  # Cauchy-Schwarz; (B, heads)
