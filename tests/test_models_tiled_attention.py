@@ -18,14 +18,14 @@ from toy import toy_unet
 
 @dataclass
 class Counted:
-    """How many queries of how many heads were attended to otherwise."""
+    """Heads that PyTorch attended by, in all pictures."""
 
     heads: int = 0
 
 
 @pytest.fixture(autouse=True)
 def otherwise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
-    """Few queries on any processor, and several tiles each way, the last of them smaller."""
+    """For any number of positions, on any processor; several tiles each way, the last of them smaller."""
     monkeypatch.setattr(tiled_attention, "LEAST", 1)
     monkeypatch.setattr(tiled_attention, "TILE", (64, 24))
     monkeypatch.setattr(tiled_attention, "multiplies_fast", lambda: True)
@@ -99,7 +99,7 @@ def test_what_is_not_finite_stays_so(of: int) -> None:
     assert not bool(attend_tiled(given[0], given[1], given[2], 2).isfinite().all())
 
 
-def test_few_queries_wide_heads_gradients_and_other_dtypes_are_attended_to_as_ever(
+def test_few_positions_wide_heads_gradients_and_other_dtypes_are_attended_to_as_ever(
     otherwise: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     q, k, v = _given(1, 60, 70, 2, 16)
@@ -112,7 +112,12 @@ def test_few_queries_wide_heads_gradients_and_other_dtypes_are_attended_to_as_ev
         with monkeypatch.context() as other:
             other.setattr(tiled_attention, name, value)
             assert torch.equal(attend_tiled(q, k, v, 2), attend(q, k, v, 2))
-    assert otherwise.heads == 5 * 2
+            other.setattr(tiled_attention, name, 16 if name == "WIDEST" else 60 if name == "LEAST" else lambda: True)
+            attend_tiled(q, k, v, 2)
+    assert otherwise.heads == 5 * 2, "not those at the limit"
+    monkeypatch.setattr(tiled_attention, "LEAST", 60)
+    attend_tiled(q, k[:, :59], v[:, :59], 2)
+    assert otherwise.heads == 6 * 2, "few keys"
 
 
 def test_a_packed_unet_attends_so_and_no_longer_when_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
