@@ -21,6 +21,8 @@ from measuring import CLOCKS, SAFELIGHT, peak
 
 COMPILED = f"{SAFELIGHT}-compiled"
 """Ours with `--compile`."""
+GUIDED = "guided"
+"""The UNet's work in a guided step: each picture is there twice, told two things."""
 NEEDS: Mapping[str, tuple[str, ...]] = {
     SAFELIGHT: (),
     COMPILED: (),
@@ -39,7 +41,7 @@ class Job:
     """What to do once: a network's work on one input."""
 
     work: str
-    """unet, decode, encode, text; walk, which is all from a prompt to the last step's latent, by us only."""
+    """unet, guided, decode, encode, text; walk, which is all from a prompt to the last step's latent, by us only."""
     batch: int
     size: int
     """Pixels of a side."""

@@ -1,6 +1,7 @@
 """The networks against their peers: the UNet, the autoencoder both ways, the text towers.
 
     pip install '.[test]' && python benchmarks/networks.py unet --batch 1 2        # 12 GB of memory, some minutes
+    python benchmarks/networks.py guided                       # the same picture twice, told two things: a guided step
     python benchmarks/networks.py unet decode encode text --peers diffusers openvino --turns 5 --json networks.json
     python benchmarks/networks.py unet --dtype int8 --peers diffusers openvino-int8 --scratch FOLDER
     python benchmarks/networks.py unet --preset sdxl --size 1024 --dtype bfloat16
@@ -24,15 +25,15 @@ from pathlib import Path
 
 import torch
 
-from contestants import NEEDS, Child, Job
+from contestants import GUIDED, NEEDS, Child, Job
 from measuring import SAFELIGHT, Report, add_clock, add_device, arguments, devices, installed, taken
 from safelight.presets import PRESETS
 from weights import folder
 
-WORKS = ("unet", "decode", "encode", "text")
+WORKS = ("unet", GUIDED, "decode", "encode", "text")
 AIMS: Mapping[tuple[str, int], Mapping[str, float]] = {
     ("unet", 1): {"diffusers": 1.45, "openvino": 1.0},
-    ("unet", 2): {"diffusers": 1.6, "openvino": 1.0},
+    (GUIDED, 1): {"diffusers": 1.6, "openvino": 1.0},
     ("decode", 1): {"diffusers": 1.5, "openvino": 1.0},
 }
 """Times as fast as a peer, at least: of SD 1.5 at 512x512, float32, on two cores."""
@@ -46,7 +47,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("works", nargs="*", default=["unet"], help=f"of {', '.join(WORKS)}; default: unet")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="sd1")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="2 is what guidance asks of the UNet")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="pictures; of guided each is there twice")
     parser.add_argument("--size", type=int, help="pixels of a side; default: the preset's own")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "int8"), default="float32")
     parser.add_argument("--peers", nargs="*", choices=sorted(set(NEEDS) - {SAFELIGHT}), default=["diffusers"])

@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 
 import safelight
-from contestants import COMPILED, Job
+from contestants import COMPILED, GUIDED, Job
 from measuring import SAFELIGHT
 from safelight.conditioning.sizes import base_numbers, numbers_door
 from safelight.doors import Conditioning
@@ -70,8 +70,11 @@ def inputs(preset: Preset, job: Job, seed: int = 0) -> dict[str, Tensor]:
         return {"ids": ids}
     unet = preset.unet
     assert unet.context_width is not None
+    pictures = noise(B, unet.in_channels, latent, latent)
+    if job.work == GUIDED:
+        pictures, B = torch.cat([pictures] * 2), 2 * B
     given = {
-        "x": noise(B, unet.in_channels, latent, latent),
+        "x": pictures,
         "t": torch.full((B,), 500.0),
         "context": noise(B, tower.context_length * job.chunks, unet.context_width),
     }
@@ -101,12 +104,20 @@ def ours(model: Model, job: Job, given: Mapping[str, Tensor]) -> Call:
             prompt=words, seed=0, steps=job.steps, sampler="euler", batch=job.batch, width=job.size, height=job.size
         )
         return lambda: [step.index for step in model.steps(asked)]
+    cond = _conditions(model, given)
+    if job.work == GUIDED:
+        halves = [_conditions(model, given, half) for half in (slice(job.batch), slice(job.batch, None))]
+        cond = Conditioning.stack(halves, same_pictures=True)  # as guidance does it
+    return lambda: model.unet(given["x"], given["t"], cond)
+
+
+def _conditions(model: Model, given: Mapping[str, Tensor], rows: slice = slice(None)) -> Conditioning:
+    """What some rows of a batch are told."""
     vector = None
     if "pooled" in given:
-        sizes = numbers_door(given["numbers"], cast(int, model.preset.unet.size_width)).vector
-        vector = torch.cat([given["pooled"], cast(Tensor, sizes).to(given["pooled"].dtype)], dim=1)
-    cond = Conditioning(context=given["context"], vector=vector)
-    return lambda: model.unet(given["x"], given["t"], cond)
+        sizes = numbers_door(given["numbers"][rows], cast(int, model.preset.unet.size_width)).vector
+        vector = torch.cat([given["pooled"][rows], cast(Tensor, sizes).to(given["pooled"].dtype)], dim=1)
+    return Conditioning(context=given["context"][rows], vector=vector)
 
 
 def _said(model: Model, ids: Tensor) -> Tensor:
@@ -177,7 +188,7 @@ def _theirs(path: Path, preset: Preset, work: str, dtype: str) -> nn.Module:
     """Their networks for a work, read from the same folder, as their pipelines read them."""
     to = getattr(torch, dtype)
     made: nn.Module
-    if work == "unet":
+    if work in ("unet", GUIDED):
         made = Denoising(diffusers.UNet2DConditionModel.from_pretrained(path / "unet", torch_dtype=to))
     elif work == "text":
         kinds = [transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection]
@@ -199,9 +210,10 @@ def _openvino(folder: Path, preset: Preset, job: Job, given: Mapping[str, Tensor
     """OpenVINO's network, converted from theirs once for a folder, compiled for exactly these shapes."""
     import openvino  # noqa: PLC0415 - an optional peer
 
-    plain, quantised = (folder / f"openvino-{job.work}{kind}.xml" for kind in ("", "-int8"))
+    work = "unet" if job.work == GUIDED else job.work
+    plain, quantised = (folder / f"openvino-{work}{kind}.xml" for kind in ("", "-int8"))
     if not plain.exists():
-        theirs = _theirs(folder / FOLDER, preset, job.work, "float32")
+        theirs = _theirs(folder / FOLDER, preset, work, "float32")
         converted = openvino.convert_model(theirs, example_input=tuple(given.values()))
         openvino.save_model(converted, plain, compress_to_fp16=False)
         del converted, theirs
@@ -228,6 +240,6 @@ def _quantise(plain: Path, target: Path, preset: Preset, job: Job) -> None:
 
     network = openvino.Core().read_model(plain)
     data = [[x.numpy() for x in inputs(preset, job, seed).values()] for seed in range(1, CALIBRATION + 1)]
-    transformer = nncf.ModelType.TRANSFORMER if job.work in ("unet", "text") else None
+    transformer = nncf.ModelType.TRANSFORMER if job.work in ("unet", GUIDED, "text") else None
     quantised = nncf.quantize(network, nncf.Dataset(data), subset_size=CALIBRATION, model_type=transformer)
     openvino.save_model(quantised, target, compress_to_fp16=False)

@@ -109,9 +109,9 @@ def test_conditions_are_stacked_anew_only_when_they_change(monkeypatch: pytest.M
     stacked: list[int] = []
     stack = Conditioning.stack
 
-    def noted(parts: list[Conditioning]) -> Conditioning:
+    def noted(parts: list[Conditioning], *, same_pictures: bool = False) -> Conditioning:
         stacked.append(len(parts))
-        return stack(parts)
+        return stack(parts, same_pictures=same_pictures)
 
     monkeypatch.setattr(Conditioning, "stack", noted)
     now = [say(C1)]

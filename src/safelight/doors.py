@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,10 +24,17 @@ class Conditioning:
     """(B, V), added to the time embedding."""
     concat: Tensor | None = None
     """(B, C', h, w), stacked under the latent."""
+    alike: int = 1
+    """The batch is the same pictures so many times, one behind the other, told the same by all doors but the context:
+    what the network does before it first attends to the context needs to be done once."""
 
     @classmethod
-    def stack(cls, parts: Sequence[Conditioning]) -> Conditioning:
-        """Join along the batch. All parts must have the same doors open."""
+    def stack(cls, parts: Sequence[Conditioning], *, same_pictures: bool = False) -> Conditioning:
+        """Join along the batch. All parts must have the same doors open.
+
+        Args:
+            same_pictures: all parts are told to the same pictures, at the same time.
+        """
 
         def join(tensors: list[Tensor | None]) -> Tensor | None:
             present = [t for t in tensors if t is not None]
@@ -35,9 +42,16 @@ class Conditioning:
                 raise ValueError("cannot stack conditionings with different doors open")
             return torch.cat(present) if present else None
 
-        return cls(**{f.name: join([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+        first, doors = parts[0], {name: join([getattr(p, name) for p in parts]) for name in _DOORS}
+        alike = same_pictures and first.context is not None
+        alike = alike and all(p.vector is first.vector and p.concat is first.concat for p in parts)
+        return cls(**doors, alike=len(parts) if alike else 1)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        """The same doors with `change` applied to each open one (a cast, a move, an index)."""
-        opened = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Conditioning(**{name: None if t is None else change(t) for name, t in opened.items()})
+        """The same doors with `change` applied to each open one (a cast, a move)."""
+        opened = {name: getattr(self, name) for name in _DOORS}
+        doors = {name: None if t is None else change(t) for name, t in opened.items()}
+        return Conditioning(**doors, alike=self.alike)
+
+
+_DOORS = ("context", "vector", "concat")

@@ -90,6 +90,12 @@ def inferring(x: Tensor, weight: Tensor) -> bool:
     return here and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
 
 
+def repeated(x: Tensor, like: Tensor) -> Tensor:
+    """As often as another has its rows: (B, ...) for (nB, ...) -> (nB, ...)."""
+    times = len(like) // len(x)
+    return x if times == 1 else torch.cat([x] * times)  # which keeps channels last, as `repeat` does not
+
+
 def watched(layer: nn.Module) -> bool:
     """Whether somebody looks at what a layer is given, or at its answer."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safelight.models.layers import Attending, attend
+from safelight.models.layers import Attending, attend, repeated
 
 TRANSFORMER_EPS = 1e-6
 
@@ -31,9 +31,12 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, h*w, C), context (B, L, D) or None for self-attention -> (B, h*w, C)."""
+        """x (B, h*w, C), context (B, L, D) or None for self-attention -> (B, h*w, C); of n contexts for each x n times
+        as much.
+        """
         source = x if context is None else context
-        y: Tensor = self.to_out[0](self.attending(self.to_q(x), self.to_k(source), self.to_v(source), self.heads))
+        q, k, v = self.to_q(x), self.to_k(source), self.to_v(source)
+        y: Tensor = self.to_out[0](self.attending(repeated(q, k), k, v, self.heads))
         return y
 
 
@@ -83,9 +86,11 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, h*w, C), context (B, L, D) -> (B, h*w, C)."""
-        x = x + self.attn1(self.norm1(x), context if self.context_only else None)
-        x = x + self.attn2(self.norm2(x), context)
+        """x (B, h*w, C), context (B, L, D) -> (B, h*w, C); of n contexts for each x n times as much."""
+        y = self.attn1(self.norm1(x), context if self.context_only else None)
+        x = repeated(x, y) + y
+        y = self.attn2(self.norm2(x), context)
+        x = repeated(x, y) + y
         x = x + self.ff(self.norm3(x))
         return x
 
@@ -120,14 +125,14 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, h, w), context (B, L, D) -> (B, C, h, w)."""
+        """x (B, C, h, w), context (B, L, D) -> (B, C, h, w); of n contexts for each x n times as much."""
         size = x.shape[-2:]
         y = self.norm(x)
         y = self.proj_in(_tokens(y)) if self.linear else _tokens(self.proj_in(y))
         for block in self.transformer_blocks:
             y = block(y, context)
         y = _picture(self.proj_out(y), size) if self.linear else self.proj_out(_picture(y, size))
-        return x + y
+        return repeated(x, y) + y
 
 
 def _tokens(x: Tensor) -> Tensor:

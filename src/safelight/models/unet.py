@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.doors import Conditioning
-from safelight.models.layers import Downsample, PositionAttention, ResnetBlock, Upsample, activated, sinusoids
+from safelight.models.layers import Downsample, PositionAttention, ResnetBlock, Upsample, activated, repeated, sinusoids
 from safelight.models.spatial_transformer import SpatialTransformer
 
 RESNET_EPS = 1e-5
@@ -136,7 +136,7 @@ class Level(nn.Module):
         return [*range(len(self.resnets)), *out]
 
     def block(self, i: int, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
-        """Residual block i and what attends behind it."""
+        """Residual block i and what attends behind it; of n contexts for each x n times as much."""
         x = self.resnets[i](x, time)
         if len(self.attentions) > 0:
             x = _attended(self.attentions[i], x, context)
@@ -164,9 +164,9 @@ class Middle(nn.Module):
         self.attentions = nn.ModuleList([_attention(width, None, config.middle_depth, config)])
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
+        """(B, C, h, w) -> (B, C, h, w); of n contexts for each x n times as much."""
         x = _attended(self.attentions[0], self.resnets[0](x, time), context)
-        y: Tensor = self.resnets[1](x, time)
+        y: Tensor = self.resnets[1](x, repeated(time, x))
         return y
 
 
@@ -312,7 +312,8 @@ class UNet(nn.Module):
             t: (B,), time in schedule steps, 0 to 999, may be fractional.
             cond: exactly the doors that the config has. `context` (B, L, D) where there is a `context_width`; `vector`
                 (B, V) where there is a `vector_width`, or (B, 1) labels from 0 to `classes` - 1 in an integer type,
-                where there are `classes`; `concat`, if given, is stacked under x.
+                where there are `classes`; `concat`, if given, is stacked under x. Of pictures that are `alike` the
+                first stand for all, until they attend to what each of them is told.
             deep: brings what its deep part is to have answered, or is told what it answers.
 
         Returns:
@@ -322,9 +323,12 @@ class UNet(nn.Module):
             ValueError: a door is open that this UNet does not have, or closed that it needs.
         """
         _check(cond, self.config)
-        if cond.concat is not None:
-            x = torch.cat([x, cond.concat], dim=1)
-        time = F.silu(self._embed(t, cond.vector, x.dtype))  # every block begins by the SiLU, so it is done once
+        x, t, vector, concat = (
+            None if given is None else given[: len(given) // cond.alike] for given in (x, t, cond.vector, cond.concat)
+        )
+        if concat is not None:
+            x = torch.cat([x, concat], dim=1)
+        time = F.silu(self._embed(t, vector, x.dtype))  # every block begins by the SiLU, so it is done once
 
         down, up = _levels(self.down_blocks), _levels(self.up_blocks)
         way_down = [(level, i) for level in down for i in level.way]
@@ -336,15 +340,17 @@ class UNet(nn.Module):
         kept = [x]
         for level, i in way_down:
             x = level.leave(x, time) if i is None else level.block(i, x, time, cond.context)
+            time = repeated(time, x)
             kept.append(x)
 
         x = self.mid_block(x, time, cond.context) if given is None else given.to(x.dtype)
+        time = repeated(time, x)
 
         way_up = [(n, level, i) for n, level in enumerate(up) for i in range(len(level.resnets))]
         for n, level, i in way_up[-len(kept) :]:
             if deep is not None and len(kept) == deep.joins:
                 deep.found = x
-            x = level.block(i, self.joining(n, x, kept.pop()), time, cond.context)
+            x = level.block(i, self.joining(n, x, repeated(kept.pop(), x)), time, cond.context)
             if level.upsamplers is not None and i + 1 == len(level.resnets):
                 x = level.leave(x, time, kept[-1].shape[-2:])
 

@@ -114,13 +114,16 @@ class Teller:
         branches = self._spoken(voices, negative=False) if voices else (Spoken(1.0, ()),)
         guided = guided or len(branches) > 1 or branches[0].weight != 1.0
         sides = [self._sides(c, guided) for c in self.preset.conditions if not isinstance(c, told_by.Words)]
-        yes = [side for side, _ in sides]
-        no = [side if other is None else other for side, other in sides]
+
+        def place(part: Conditioning) -> Conditioning:
+            whole = self._for_batch(part)
+            return whole.map(lambda door: door.to(device, dtype if door.is_floating_point() else None))
 
         def join(words: Conditioning | None, others: Sequence[Conditioning]) -> Conditioning:
-            parts = [*([] if words is None else [words]), *others]
-            whole = beside([self._for_batch(part) for part in parts])
-            return whole.map(lambda door: door.to(device, dtype if door.is_floating_point() else None))
+            return beside([*([] if words is None else [place(words)]), *others])
+
+        yes = [place(side) for side, _ in sides]
+        no = [ours if other is None else place(other) for ours, (_, other) in zip(yes, sides, strict=True)]
 
         def said(spoken: Spoken, others: Sequence[Conditioning]) -> Said[Conditioning]:
             if not spoken.conds:

@@ -20,7 +20,7 @@ class Stackable(Protocol):
     """A condition whose batches can be joined. What it means is not known here."""
 
     @classmethod
-    def stack(cls, parts: Sequence[Self]) -> Self: ...
+    def stack(cls, parts: Sequence[Self], *, same_pictures: bool = False) -> Self: ...
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self: ...
 
@@ -95,7 +95,7 @@ class Asking(Generic[S]):
         if not _same(conds, self._parts):
             self._parts = tuple(conds)
             alike = len({_shapes(cond) for cond in conds}) == 1
-            self._stacked = type(conds[0]).stack(conds) if alike else None
+            self._stacked = type(conds[0]).stack(conds, same_pictures=True) if alike else None
         if self._stacked is None:
             return [self.denoiser(x, sigma, cond) for cond in conds]
         n = len(conds)
