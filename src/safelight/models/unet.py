@@ -323,12 +323,11 @@ class UNet(nn.Module):
             ValueError: a door is open that this UNet does not have, or closed that it needs.
         """
         _check(cond, self.config)
-        x, t, vector, concat = (
-            None if given is None else given[: len(given) // cond.alike] for given in (x, t, cond.vector, cond.concat)
-        )
-        if concat is not None:
-            x = torch.cat([x, concat], dim=1)
-        time = F.silu(self._embed(t, vector, x.dtype))  # every block begins by the SiLU, so it is done once
+        if cond.concat is not None:
+            x = torch.cat([x, cond.concat], dim=1)
+        first = slice(len(x) // cond.alike)
+        x, vector = x[first], None if cond.vector is None else cond.vector[first]
+        time = F.silu(self._embed(t[first], vector, x.dtype))  # every block begins by the SiLU, so it is done once
 
         down, up = _levels(self.down_blocks), _levels(self.up_blocks)
         way_down = [(level, i) for level in down for i in level.way]
