@@ -58,6 +58,11 @@ class Job:
     clock: str = "wall"
     """As `measuring.CLOCKS`."""
 
+    @property
+    def network(self) -> str:
+        """Whose work it is: unet, decode, encode, text."""
+        return "unet" if self.work == GUIDED else self.work
+
 
 @dataclass
 class Child:

@@ -46,7 +46,7 @@ def prepare(name: str, preset: str, folder: Path, job: Job, device: str = "cpu")
         return ours(model, job, given)
     if name.startswith("openvino"):
         return _openvino(folder, PRESETS[preset], job, given, int8=name.endswith("int8"))
-    theirs = _theirs(path, PRESETS[preset], job.work, job.dtype).to(device)
+    theirs = _theirs(path, PRESETS[preset], job.network, job.dtype).to(device)
     run = cast(Callable[..., Tensor], torch.compile(theirs) if name == "compiled" else theirs)
     return lambda: run(*given.values())
 
@@ -188,7 +188,7 @@ def _theirs(path: Path, preset: Preset, work: str, dtype: str) -> nn.Module:
     """Their networks for a work, read from the same folder, as their pipelines read them."""
     to = getattr(torch, dtype)
     made: nn.Module
-    if work in ("unet", GUIDED):
+    if work == "unet":
         made = Denoising(diffusers.UNet2DConditionModel.from_pretrained(path / "unet", torch_dtype=to))
     elif work == "text":
         kinds = [transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection]
@@ -210,10 +210,9 @@ def _openvino(folder: Path, preset: Preset, job: Job, given: Mapping[str, Tensor
     """OpenVINO's network, converted from theirs once for a folder, compiled for exactly these shapes."""
     import openvino  # noqa: PLC0415 - an optional peer
 
-    work = "unet" if job.work == GUIDED else job.work
-    plain, quantised = (folder / f"openvino-{work}{kind}.xml" for kind in ("", "-int8"))
+    plain, quantised = (folder / f"openvino-{job.network}{kind}.xml" for kind in ("", "-int8"))
     if not plain.exists():
-        theirs = _theirs(folder / FOLDER, preset, work, "float32")
+        theirs = _theirs(folder / FOLDER, preset, job.network, "float32")
         converted = openvino.convert_model(theirs, example_input=tuple(given.values()))
         openvino.save_model(converted, plain, compress_to_fp16=False)
         del converted, theirs
@@ -240,6 +239,6 @@ def _quantise(plain: Path, target: Path, preset: Preset, job: Job) -> None:
 
     network = openvino.Core().read_model(plain)
     data = [[x.numpy() for x in inputs(preset, job, seed).values()] for seed in range(1, CALIBRATION + 1)]
-    transformer = nncf.ModelType.TRANSFORMER if job.work in ("unet", GUIDED, "text") else None
+    transformer = nncf.ModelType.TRANSFORMER if job.network in ("unet", "text") else None
     quantised = nncf.quantize(network, nncf.Dataset(data), subset_size=CALIBRATION, model_type=transformer)
     openvino.save_model(quantised, target, compress_to_fp16=False)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_DOORS = ("context", "vector", "concat")
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -52,6 +54,3 @@ class Conditioning:
         opened = {name: getattr(self, name) for name in _DOORS}
         doors = {name: None if t is None else change(t) for name, t in opened.items()}
         return Conditioning(**doors, alike=self.alike)
-
-
-_DOORS = ("context", "vector", "concat")
