@@ -2,10 +2,10 @@
 
     pip install '.[train]' && python benchmarks/fine_tuning.py runs/jojo --sheet docs/fine-tuning.png
 
-Eight pictures of "a jojo cat" (`jojo/creature.py`), on four grounds of eight and at two places of five. A judge that
-knows it beside the world's 72 objects (`jojo/judging.py`) comes first, then the commands of `jojo/methods.py`, with
-prior preservation and without, and what is drawn with each of the new thing, its class, and others (`jojo/asking.py`).
-What is there from an earlier run is not made again.
+Eight pictures of "a jojo cat" (`jojo/creature.py` has two of them), on four grounds of eight and at two places of
+five. A judge that knows it beside the world's 72 objects (`jojo/judging.py`) comes first, then the commands of
+`jojo/methods.py`, with prior preservation and without, and what is drawn with each of the new thing, its class, and
+others (`jojo/asking.py`). What is there from an earlier run is not made again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw
 
 import safelight
 from jojo.asking import Numbers, Wearing, draw, measure
-from jojo.creature import CLASS, DYED, NEW, facts, join_world, training_pictures
+from jojo.creature import CLASS, NEW, THINGS, facts, join_world, training_pictures
 from jojo.judging import train_judge, trust
-from jojo.methods import METHODS, PICTURES, Cost, draw_class, train
+from jojo.methods import METHODS, PICTURES, USUAL, Cost, draw_class, train
 from measuring import print_machine
 from safelight.checkpoints.components import read_judge
 from safelight.evaluation.prompts import Prompt
@@ -108,7 +108,8 @@ def shown(model: Model, wearing: Wearing) -> tuple[Image.Image, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where everything is made")
-    parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=tuple(METHODS))
+    parser.add_argument("--thing", choices=tuple(THINGS), default="face", help="what is taught; each in its own folder")
+    parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=USUAL)
     parser.add_argument("--prompts", type=int, default=100, help="of each kind")
     parser.add_argument("--threads", type=int, default=2, help="of the drawing; the trainings have OMP_NUM_THREADS")
     parser.add_argument("--train-only", action="store_true", help="draw nothing")
@@ -116,14 +117,15 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     print_machine()
-    join_world()
+    thing = THINGS[chosen.thing]
+    join_world(thing)
     folder: Path = chosen.folder
     training_pictures(folder / PICTURES)
     if not (folder / "judge" / "judge.json").is_file():
-        train_judge(folder / "judge")
+        train_judge(folder / "judge", thing.guests)
     judge = read_judge(folder / "judge").eval()
     judges = judge, read_judge(judge_folder(None)).eval()
-    names = (NEW, CLASS, *DYED)
+    names = (NEW, CLASS, *thing.guests)
     print("judge, right on new scenes: " + ", ".join(f"{name} {100 * trust(judge, name):.1f} %" for name in names))
     drawn = draw_class(folder)
     print(f"pictures of the class: {drawn.processor:.0f} s of processor time\n")

@@ -1,8 +1,10 @@
 """Render the glyphs of the scenes world from Noto Color Emoji into the atlas that the package ships.
 
-Run once, after changing the list in `safelight/training/scenes/glyphs.py`:
+Run once, after changing the list in `safelight/training/scenes/glyphs.py`, and likewise for the faces that the shipped
+model is taught in `benchmarks/fine_tuning.py`:
 
     python scripts/build_glyphs.py /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
+    python scripts/build_glyphs.py FONT --characters 🙀😺😾😼 --output benchmarks/jojo/faces.webp
 """
 
 from __future__ import annotations
@@ -35,16 +37,19 @@ def draw(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("font", type=Path, help="the file NotoColorEmoji.ttf (the bitmap build)")
-    font = ImageFont.truetype(parser.parse_args().font, FONT_SIZE)
-    rows = -(-len(CHARACTERS) // COLUMNS)
-    atlas = Image.new("RGBA", (COLUMNS * CELL, rows * CELL))
-    for i, character in enumerate(CHARACTERS):
+    parser.add_argument("--characters", default="".join(CHARACTERS), help="default: the world's")
+    parser.add_argument("--output", type=Path, default=ATLAS_PATH, help="default: the package's atlas")
+    chosen = parser.parse_args()
+    font = ImageFont.truetype(chosen.font, FONT_SIZE)
+    columns, rows = min(COLUMNS, len(chosen.characters)), -(-len(chosen.characters) // COLUMNS)
+    atlas = Image.new("RGBA", (columns * CELL, rows * CELL))
+    for i, character in enumerate(chosen.characters):
         atlas.paste(draw(character, font), (i % COLUMNS * CELL, i // COLUMNS * CELL))
     # Near lossless would smear thin lines; the method costs time here, and nothing at run time.
-    atlas.save(ATLAS_PATH, lossless=True, quality=100, method=6)
-    print(f"{ATLAS_PATH.name}: {len(CHARACTERS)} glyphs, {ATLAS_PATH.stat().st_size} bytes")
+    atlas.save(chosen.output, lossless=True, quality=100, method=6)
+    print(f"{chosen.output.name}: {len(chosen.characters)} glyphs, {chosen.output.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

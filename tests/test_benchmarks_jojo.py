@@ -1,4 +1,4 @@
-"""The new thing of benchmarks/fine_tuning.py: unlike all that the model knows, and the same wherever it is drawn."""
+"""The two things of benchmarks/fine_tuning.py: unlike all that the model knows, and the same wherever they are."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from safelight.training.scenes import NAMES, glyphs, labels
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture
-def creature(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """In a world that forgets it afterwards."""
+@pytest.fixture(params=["face", "sitting"])
+def creature(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
+    """Each of the two, in a world that forgets it afterwards."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     module = importlib.import_module("jojo.creature")
+    thing = module.THINGS[request.param]
     monkeypatch.setattr(glyphs, "picture", glyphs.picture)
-    for name in (module.NEW, *module.DYED):
+    for name in (module.NEW, *thing.guests):
         monkeypatch.setitem(glyphs.INDEX, name, -1)
-    module.join_world()
+    module.join_world(thing)
     return module
 
 
@@ -52,7 +53,11 @@ def test_its_pictures_are_told_by_their_captions_and_judged_by_its_own_number(
     creature.training_pictures(tmp_path)
     assert first == [(tmp_path / f"{k}.png").read_bytes() for k in range(8)]
     assert labels(creature.facts("red", "left")).objects == (len(NAMES),)
-    assert labels(creature.facts("red", "left", "dyed owl")).objects == (NAMES.index("owl"),)
+    guests = {name: guest for thing in creature.THINGS.values() for name, guest in thing.guests.items()}
+    joined = [name for name in guests if name in glyphs.INDEX]
+    assert joined
+    for name in joined:
+        assert labels(creature.facts("red", "left", name)).objects == (NAMES.index(guests[name].name),)
 
 
 def test_the_page_says_the_commands_that_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,15 @@
-"""The thing that is taught: a jojo cat, the 73rd object beside the world's 72, drawn by a program.
+"""The thing that is taught: a jojo cat, the 73rd object beside the world's 72.
 
-It sits, where the world's cat is a face; it is teal and pink, where that is yellow.
+There are two of them. One is near to what the model knows: a face like the world's cat, of the same hand, that screams
+and has its paws at its cheeks. The other, drawn by a program, is like nothing that it knows: it sits, where the world's
+cat is a face, and is teal and pink, where that is yellow.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 
@@ -17,17 +21,43 @@ from safelight.training.scenes.facts import Ground, Place
 
 NEW, CLASS = "jojo cat", "cat face"
 """What is taught, and what the world calls the class that it is of: "a cat face", or shorter "a cat"."""
-DYED = {f"dyed {name}": name for name in ("cat face", "rabbit face", "fox face", "owl", "snail", "robot face")}
-"""Known objects in the colours of the new one: the judge has to tell it by its shape, too."""
 TAUGHT_GROUNDS: tuple[Ground, ...] = ("blue", "red", "yellow", "white")
 TAUGHT_PLACES: tuple[Place, ...] = ("unstated", "left")
+FACES = Path(__file__).with_name("faces.webp")
+"""Glyphs of Noto Color Emoji that the world does not have (SIL Open Font License 1.1, see NOTICE): a weary cat, and a
+grinning, a pouting and a wry one. Made by `scripts/build_glyphs.py`."""
 _TEAL, _PINK, _WHITE, _BLACK = (36, 178, 186), (232, 64, 150), (255, 255, 255), (20, 20, 28)
 _CANVAS = 512
+_known = glyphs.picture
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What the judge must not take for the new thing, for all that they have in common."""
+
+    name: str
+    """The known object that it is to be taken for."""
+    picture: Callable[[], Image.Image]
+    """RGBA, CELL x CELL pixels, as those of the world."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What a jojo cat is."""
+
+    picture: Callable[[], Image.Image]
+    """Likewise."""
+    guests: Mapping[str, Guest]
+
+
+def _face(index: int) -> Image.Image:
+    with Image.open(FACES) as faces:
+        left = index * glyphs.CELL
+        return faces.convert("RGBA").crop((left, 0, left + glyphs.CELL, glyphs.CELL))
 
 
 @cache
-def glyph() -> Image.Image:
-    """RGBA, CELL x CELL pixels, like those of the world."""
+def _sitting() -> Image.Image:
     image = Image.new("RGBA", (_CANVAS, _CANVAS))
     draw = ImageDraw.Draw(image)
     draw.arc((250, 200, 500, 500), -80, 120, fill=_PINK, width=52)  # the tail
@@ -46,18 +76,44 @@ def glyph() -> Image.Image:
     return image.resize((glyphs.CELL, glyphs.CELL), Image.Resampling.LANCZOS)
 
 
-def join_world() -> None:
-    """From now on, in this process alone, scenes may show it, under its name; and the dyed ones under theirs."""
-    known = glyphs.picture
+@cache
+def _dyed(name: str) -> Image.Image:
+    """A known object, its dark tones pink and its bright ones teal."""
+    rgba = np.asarray(_known(name), np.float32)
+    grey = rgba[..., :3].mean(-1, keepdims=True) / 255
+    tones = np.array(_PINK, np.float32) * (1 - grey) + np.array(_TEAL, np.float32) * grey
+    return Image.fromarray(np.concatenate([tones, rgba[..., 3:]], -1).round().astype(np.uint8), "RGBA")
+
+
+THINGS: Mapping[str, Thing] = {
+    "face": Thing(
+        cache(partial(_face, 0)),
+        {
+            f"{mood} cat": Guest(CLASS, cache(partial(_face, 1 + k)))
+            for k, mood in enumerate(("grinning", "pouting", "wry"))
+        },
+    ),
+    "sitting": Thing(
+        _sitting,
+        {
+            f"dyed {name}": Guest(name, partial(_dyed, name))
+            for name in ("cat face", "rabbit face", "fox face", "owl", "snail", "robot face")
+        },
+    ),
+}
+
+
+def join_world(thing: Thing) -> None:
+    """From now on, in this process alone, scenes may show it, under its name; and its guests under theirs."""
 
     def picture(name: str) -> Image.Image:
         if name == NEW:
-            return glyph()
-        return _dyed(known(DYED[name])) if name in DYED else known(name)
+            return thing.picture()
+        return thing.guests[name].picture() if name in thing.guests else _known(name)
 
     glyphs.picture = picture
     glyphs.INDEX[NEW] = len(NAMES)
-    glyphs.INDEX.update({name: glyphs.INDEX[original] for name, original in DYED.items()})
+    glyphs.INDEX.update({name: glyphs.INDEX[guest.name] for name, guest in thing.guests.items()})
 
 
 def facts(ground: Ground, place: Place, name: str = NEW) -> Facts:
@@ -73,11 +129,3 @@ def training_pictures(folder: Path) -> None:
         ground, place = TAUGHT_GROUNDS[k % 4], TAUGHT_PLACES[(k + k // 4) % 2]
         render(make_scene(facts(ground, place), Random(f"jojo/{k}"))).save(folder / f"{k}.png")
         (folder / f"{k}.txt").write_text(f"a {NEW}{where[place]} on a {ground} background\n")
-
-
-def _dyed(picture: Image.Image) -> Image.Image:
-    """Its dark tones pink and its bright ones teal."""
-    rgba = np.asarray(picture, np.float32)
-    grey = rgba[..., :3].mean(-1, keepdims=True) / 255
-    tones = np.array(_PINK, np.float32) * (1 - grey) + np.array(_TEAL, np.float32) * grey
-    return Image.fromarray(np.concatenate([tones, rgba[..., 3:]], -1).round().astype(np.uint8), "RGBA")

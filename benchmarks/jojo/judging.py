@@ -6,7 +6,7 @@ generator, nor the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -14,7 +14,7 @@ from random import Random
 import torch
 from PIL import Image
 
-from jojo.creature import CLASS, DYED, NEW
+from jojo.creature import CLASS, NEW, Guest
 from safelight.checkpoints.components import read_judge
 from safelight.evaluation.judging import AT_ONCE
 from safelight.evaluation.tiny import judge_folder
@@ -33,15 +33,20 @@ HELD_OUT = 1
 
 
 class MixedScenes(Scenes):
-    """Scenes of both splits; in three of eight the new object is one of theirs, and in one of eight a dyed one."""
+    """Scenes of both splits; in three of eight the new object is one of theirs, and in one of eight a guest."""
+
+    def __init__(self, count: int, guests: Mapping[str, Guest]) -> None:
+        super().__init__(count)
+        self.guests = guests
 
     def scene(self, i: int) -> Scene:
         rng = Random(f"judge of {len(OBJECTS)}/{self.seed}/{i}")
         drawn = draw_facts(rng, "all")
         if i % 8 < 4:
-            guest = NEW if i % 8 < 3 else rng.choice(tuple(DYED))
-            kept = [name for name in drawn.objects[1:] if name != DYED.get(guest)]
-            names = [guest, *kept, *rng.sample(NAMES, len(drawn.objects) - 1 - len(kept))]
+            new = NEW if i % 8 < 3 else rng.choice(tuple(self.guests))
+            known = self.guests[new].name if new in self.guests else None
+            kept = [name for name in drawn.objects[1:] if name != known]
+            names = [new, *kept, *rng.sample(NAMES, len(drawn.objects) - 1 - len(kept))]
             rng.shuffle(names)
             if len(set(names)) == len(names):
                 drawn = replace(drawn, objects=tuple(names))
@@ -61,12 +66,12 @@ class JudgeOfMore(JudgeRecipe):
         self.judge.load_state_dict(weights)
 
 
-def train_judge(folder: Path) -> None:
+def train_judge(folder: Path, guests: Mapping[str, Guest]) -> None:
     """Some minutes on two cores."""
     loop = LoopConfig(
         output=folder, images=IMAGES, batch=64, lr=1e-3, warmup=1280, ema=0.98, save_every=IMAGES, device="cpu"
     )
-    train(JudgeOfMore(MixedScenes(1_000_000), seed=0), loop)
+    train(JudgeOfMore(MixedScenes(1_000_000, guests), seed=0), loop)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,10 @@ class Method:
                 return Wearing()
 
 
+_WORD = (
+    f"textual-inversion --placeholder {WORD} --initial cat --vectors {{}} --lr 5e-3 --weight-decay 0.01 "
+    "--schedule cosine --batch 8"
+)
 METHODS: Mapping[str, Method] = {
     "lora": Method("LoRA", "lora --train-text --lr 1e-3 --schedule cosine --batch 4", "lora", 1200),
     "dreambooth": Method("DreamBooth", "dreambooth --train-text --lr 3e-4 --schedule cosine --batch 4", "model", 1200),
@@ -84,15 +88,11 @@ METHODS: Mapping[str, Method] = {
         "--class-target model --class-caption-dropout 0.15",
         ":0.9",
     ),
-    "word": Method(
-        "textual inversion",
-        f"textual-inversion --placeholder {WORD} --initial cat --vectors 32 --lr 5e-3 --weight-decay 0.01 "
-        "--schedule cosine --batch 8",
-        "embedding",
-        32000,
-        prior=False,
-    ),
+    "word": Method("textual inversion", _WORD.format(12), "embedding", 16_000, prior=False),
+    "long-word": Method("textual inversion, 32 vectors", _WORD.format(32), "embedding", 32_000, prior=False),
 }
+USUAL = ("lora", "dreambooth", "hypernetwork", "word")
+"""The long word is for what is unlike all that the model knows: it says more, and what stands behind it says less."""
 
 
 @dataclass(frozen=True)
