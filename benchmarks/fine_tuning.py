@@ -1,6 +1,6 @@
 """Teach the shipped model one new thing by each method, and have it judged: the tables of docs/fine-tuning.md.
 
-    pip install '.[train]' && python benchmarks/fine_tuning.py runs/jojo --sheet docs/fine-tuning.png
+    pip install '.[train]' && python benchmarks/fine_tuning.py runs/face --sheet docs/fine-tuning.png
 
 Eight pictures of "a jojo cat" (`jojo/creature.py` has two of them), on four grounds of eight and at two places of
 five. A judge that knows it beside the world's 72 objects (`jojo/judging.py`) comes first, then the commands of
