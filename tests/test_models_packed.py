@@ -95,6 +95,26 @@ def test_every_convolution_is_pytorchs(layer: nn.Conv2d) -> None:
     assert layer.packing.form is None or len(layer.packing.form) == 1, "this is not what Winograd's is for"
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 40, 3, padding=1),
+        nn.Conv2d(8, 40, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(8, 40, (3, 2), padding=(2, 0), stride=(1, 2), dilation=(2, 1)),
+    ],
+    ids=str,
+)
+def test_a_kernel_larger_than_the_picture_is_not_laid_out(layer: nn.Conv2d) -> None:
+    x = torch.randn(2, 8, 7, 5)
+    wanted = layer(x)
+    _pack(layer)
+    assert isinstance(layer, packed.PackedConv2d)
+    layer.packing.tiles = ()
+    y = layer(x)
+    _same(y, wanted)
+    assert layer.packing.form is None and y.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("linear", [False, True], ids=["1x1", "linear"])
 @pytest.mark.parametrize("context", [24, None], ids=["words", "none"])
 @pytest.mark.parametrize("size", [(10, 14), (9, 13)], ids=["even", "odd"])

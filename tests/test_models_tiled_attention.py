@@ -59,6 +59,29 @@ def test_the_answer_is_softmax_attention(d: int, L: int, M: int, otherwise: Coun
     assert not otherwise.heads
 
 
+@pytest.mark.parametrize("d", [24, 160])
+@pytest.mark.parametrize("M", [1, 77, tiled_attention.FEW])
+def test_to_few_keys_it_is_too_however_large_scores_are(d: int, M: int, otherwise: Counted) -> None:
+    L = tiled_attention.LEAST_TO_FEW
+    for scale in (1.0, 30.0):
+        q, k, v = _given(2, L, M, 3, d, scale)
+        y, exact = attend_tiled(q, k, v, 3), _exact(q, k, v, 3)
+        error, pytorchs = (float((x.double() - exact).square().mean().sqrt()) for x in (y, attend(q, k, v, 3)))
+        assert error < max(1e-6, 2 * pytorchs), "large scores are as exact as PyTorch has them"
+    assert not otherwise.heads
+    q[1, 5, 2] = torch.nan
+    y = attend_tiled(q, k, v, 3)
+    assert not bool(y[1, 5].isfinite().all()) and bool(y[0].isfinite().all())
+
+
+def test_few_keys_and_many_queries_are_as_many_as_is_said(otherwise: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled_attention, "LEAST", 1 << 20)
+    L, M = tiled_attention.LEAST_TO_FEW, tiled_attention.FEW
+    for queries, keys, left in ((L, M, 0), (L - 1, M, 2), (L, M + 1, 4)):
+        attend_tiled(*_given(1, queries, keys, 2, 8), 2)
+        assert otherwise.heads == left
+
+
 def test_scores_as_large_as_they_may_be_have_room(otherwise: Counted) -> None:
     """And large values, too."""
     torch.manual_seed(0)

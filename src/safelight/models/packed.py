@@ -14,9 +14,10 @@ With gradients, on another device or in another dtype than float32, a packed lay
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -211,7 +212,12 @@ class PackedConv2d(nn.Conv2d):
         x = x.contiguous(memory_format=torch.channels_last)
         if self._is((1, 1), (0, 0)):  # a linear layer on every position
             return winograd.linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        return self._convolved(x, weight, self._tile(x.shape[2] * x.shape[3]))
+        tile = self._tile(x.shape[2] * x.shape[3])
+        if tile is None and self.groups == 1:
+            size = self._size_out(x.shape[2:])
+            if math.prod(size) < self.out_channels:
+                return self._gathered(x, weight, size)
+        return self._convolved(x, weight, tile)
 
     def strip(self, x: Tensor, positions: int) -> Tensor:
         """Some rows, of which those above and below are given, too: (B, C, n + 2, W) channels-last -> (B, C', n, W).
@@ -220,6 +226,19 @@ class PackedConv2d(nn.Conv2d):
             positions: of the whole picture.
         """
         return self._convolved(x, self.weight, self._tile(positions), border=0)
+
+    def _gathered(self, x: Tensor, weight: Tensor, size: tuple[int, ...]) -> Tensor:
+        """As a linear layer on all that a position sees: there are fewer positions than outputs, so that it is less
+        work to have these in the kernel's order than to lay the kernel out.
+        """
+        seen = F.unfold(x, self.kernel_size, self.dilation, cast(tuple[int, int], self.padding), self.stride)
+        y = winograd.linear(seen.transpose(1, 2), weight.flatten(1), self.bias)
+        return y.view(len(x), *size, self.out_channels).permute(0, 3, 1, 2)
+
+    def _size_out(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Height and width of the answer to such a picture."""
+        way = zip(size, self.kernel_size, cast(tuple[int, int], self.padding), self.stride, self.dilation, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in way)
 
     def _convolved(self, x: Tensor, weight: Tensor, tile: winograd.Tile | None, border: int = 1) -> Tensor:
         form = self._form(weight, tile)

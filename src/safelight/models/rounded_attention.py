@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from safelight.models.layers import heads_apart, inferring
-from safelight.models.tiled_attention import attend_tiled, longest
+from safelight.models.tiled_attention import attend_tiled, longest, with_ones
 
 LEAST = 1 << 19
 """Scores of a picture from which on it is faster."""
@@ -75,9 +75,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, largest: float, *, out: Tensor) -> 
         largest: no score is above so many powers of two.
     """
     (N, L, d), M = q.shape, k.shape[1]
-    queries, keys = q.contiguous(), k.transpose(1, 2).contiguous()
-    values = torch.zeros(N, M, 16 * math.ceil((d + 1) / 16), dtype=torch.bfloat16)  # a width that oneDNN is fast with
-    values[:, :, :d], values[:, :, d] = v, 1  # the ones are for the sum of the weights
+    queries, keys, values = q.contiguous(), k.transpose(1, 2).contiguous(), with_ones(v)
     shift = (BIAS + TOP - math.ceil(largest)) << MANTISSA
     room = torch.empty(N * min(L, TILE[0]) * min(M, TILE[1]), dtype=torch.bfloat16)
     for some, answer in zip(torch.split(queries, TILE[0], 1), torch.split(out, TILE[0], 1), strict=True):

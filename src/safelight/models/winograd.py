@@ -57,7 +57,7 @@ def at_points(weight: Tensor, tile: Tile) -> Tensor:
     high, wide = (torch.tensor(_KERNEL[side], dtype=torch.float64) for side in tile)
     change = torch.kron(high, wide).to(weight.dtype)
     N, C = weight.shape[:2]
-    return linear(change, weight.reshape(N * C, 9), None).view(-1, N, C)
+    return torch.mm(change, weight.reshape(N * C, 9).t()).view(-1, N, C)
 
 
 def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Tile, border: int = 1) -> Tensor:
