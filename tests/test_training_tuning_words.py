@@ -145,6 +145,17 @@ def test_a_hypernetwork_for_every_width_of_the_family(preset: str, folder: Path,
         assert first_loss(recipe) == pytest.approx(trained, rel=1e-5)
 
 
+def test_a_hypernetwork_for_the_words_alone(model: Path, folder: Path, tmp_path: Path) -> None:
+    """The context is as wide as nothing else that the toy attends to."""
+    config = loop(tmp_path / "run", images=2, lr=0.001)
+    recipe = HypernetworkRecipe(HypernetworkSettings(model=str(model)), data(folder), config)
+    context = recipe.foundation.unet.config.context_width
+    assert context is not None and len(attended_widths(recipe.foundation.unet)) > 1
+    told = HypernetworkSettings(model=str(model), widths=(context,))
+    train(HypernetworkRecipe(told, data(folder), config), config)
+    assert read_hypernetwork(config.output / "run.pt").widths == (context,)
+
+
 def test_a_hypernetwork_interrupted_goes_on_bit_by_bit(model: Path, folder: Path, tmp_path: Path) -> None:
     told = replace(DEEP, model=str(model), file_format="safetensors")
     final = require_exact_resume(lambda c: HypernetworkRecipe(told, data(folder), c), tmp_path, (2, 9))
@@ -171,7 +182,13 @@ ENDING = {"zero_last": True, "activation": "relu", "activate_output": True}
 
 
 def test_what_cannot_be_built_is_said_in_one_line(model: Path, folder: Path, tmp_path: Path) -> None:
-    for changes in ({"structure": (1.0, 2.0)}, {"activation": "softmax"}, {"dropout": (0.5,)}, ENDING):
+    for changes in (
+        {"structure": (1.0, 2.0)},
+        {"activation": "softmax"},
+        {"dropout": (0.5,)},
+        {"widths": (5,)},
+        ENDING,
+    ):
         told = replace(HypernetworkSettings(model=str(model)), **changes)  # type: ignore[arg-type]
         with pytest.raises(TrainingError, match="no hypernetwork can be built so") as caught:
             HypernetworkRecipe(told, data(folder), loop(tmp_path / "run"))

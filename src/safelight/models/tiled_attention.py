@@ -68,10 +68,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, out: Tensor) -> None:
     """N heads of a picture, of queries whose products with keys are scores: q (N, L, d), k and v (N, M, d) -> out."""
     (N, L, d), M = q.shape, k.shape[1]
     queries, keys, values = q.contiguous(), k.transpose(1, 2).contiguous(), with_ones(v)
+    tiles = list(zip(torch.split(keys, TILE[1], 2), torch.split(values, TILE[1], 1), strict=True))
     room = torch.empty(N * min(L, TILE[0]) * min(M, TILE[1]))
     for some, answer in zip(torch.split(queries, TILE[0], 1), torch.split(out, TILE[0], 1), strict=True):
         sums = torch.zeros(N, some.shape[1], values.shape[2])
-        for of, what in zip(torch.split(keys, TILE[1], 2), torch.split(values, TILE[1], 1), strict=True):
+        for of, what in tiles:
             size = N, some.shape[1], of.shape[2]
             scores = torch.bmm(some, of, out=room[: math.prod(size)].view(size))
             sums.baddbmm_(scores.exp_(), what)

@@ -1,6 +1,7 @@
 """Recipe: a hypernetwork, small networks before the keys and values of a UNet, which stays as it is.
 
-For every width that the UNet attends to, whichever member of the family it is: those of SD 1, SD 2 and SDXL alike.
+For every width that the UNet attends to, or for those that are named, whichever member of the family it is: those of
+SD 1, SD 2 and SDXL alike.
 """
 
 from __future__ import annotations
@@ -46,9 +47,8 @@ class HypernetworkRecipe(Tuning):
             config = HypernetworkConfig(
                 settings.structure, settings.activation, settings.activate_output, settings.layer_norm, settings.dropout
             )
-            self._trained = Hypernetwork(
-                attended_widths(foundation.unet), config, initialisation=settings.initialisation, origin=origin
-            )
+            widths = _widths(foundation.unet, settings.widths)
+            self._trained = Hypernetwork(widths, config, initialisation=settings.initialisation, origin=origin)
             self._trained.initialise(torch.Generator().manual_seed(loop.seed), zero_last=settings.zero_last)
         except ValueError as error:
             raise TrainingError(f"no hypernetwork can be built so: {error}") from error
@@ -72,3 +72,16 @@ class HypernetworkRecipe(Tuning):
         assert isinstance(trained, Hypernetwork)
         folder.mkdir(parents=True, exist_ok=True)
         write_hypernetwork(folder / f"{self._name}.{self.settings.file_format}", trained)
+
+
+def _widths(unet: nn.Module, named: Sequence[int]) -> Sequence[int]:
+    """Those named, or all that there are.
+
+    Raises:
+        ValueError: the UNet attends to nothing so wide.
+    """
+    met = attended_widths(unet)
+    if strange := [width for width in named if width not in met]:
+        there_are = ", ".join(map(str, met))
+        raise ValueError(f"this model attends to nothing {strange[0]} wide: --widths are of {there_are}")
+    return named or met

@@ -278,6 +278,9 @@ class HypernetworkSettings(AdapterSettings):
 
     structure: tuple[float, ...] = (1.0, 2.0, 1.0)
     """Widths from the first layer's input to the last one's output, as factors of what is attended to."""
+    widths: tuple[int, ...] = ()
+    """Widths of what is attended to that are bent, the web UI's "modules": the words' (768 in SD 1) bends what is said,
+    the others what the picture sees of itself. Default: all of the UNet's."""
     activation: str = "linear"
     """Between the layers; linear is none."""
     activate_output: bool = False
