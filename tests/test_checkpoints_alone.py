@@ -55,10 +55,9 @@ def test_it_draws_in_place_of_the_models_own(tmp_path: Path) -> None:
     model = toy_model(PRESETS["sd1"])
     model.save(tmp_path / "model")
     own = safelight.load(tmp_path / "model")
-    save_file(
-        {pair.theirs: pair.op.out_of([_weights(3)[pair.ours]]) for pair in ldm.autoencoder(CONFIG)},
-        tmp_path / "vae.safetensors",
-    )
+    weights = _weights(3)
+    theirs = {pair.theirs: pair.op.out_of([weights[pair.ours]]) for pair in ldm.autoencoder(CONFIG)}
+    save_file(theirs, tmp_path / "vae.safetensors")
     other = safelight.load(tmp_path / "model", vae=tmp_path / "vae.safetensors")
     assert other.identity.sha256 != own.identity.sha256
     ask = safelight.TextToImage(prompt="a dog", seed=1)

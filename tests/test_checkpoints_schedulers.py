@@ -92,8 +92,8 @@ def agree(content: dict[str, object], found: Scheduling, ends_at: Any, steps: tu
     """The largest error of our noise levels, relative; those below 0.03 to 0.03, for theirs come from 1 - abar in
     float32. Asserts that the networks are told the same timesteps."""
     schedule, worst = Schedule(found.schedule), 0.0
+    theirs = made(content)
     for n in steps:
-        theirs = made(content)
         expected = levels_of(theirs, n)
         ours = sigmas(schedule, n, found.spacing, ends_at).double()
         worst = max(worst, float(((ours - expected).abs() / expected.clamp(min=0.03)).max()))

@@ -224,9 +224,9 @@ def test_a_grid_that_is_interrupted_leaves_whole_files_and_goes_on(folder: str) 
         "grid",
         APPLE,
         "--x",
-        "seed=1..12",
+        "seed=1..6",
         "--steps",
-        "200",
+        "100",
         "--model",
         folder,
         *SMALL[4:],
@@ -240,7 +240,7 @@ def test_a_grid_that_is_interrupted_leaves_whole_files_and_goes_on(folder: str) 
     assert process.returncode == 130, error
     assert "Traceback" not in error
     cells = content()
-    assert 2 <= len(cells) - 1 < 12
+    assert 2 <= len(cells) - 1 < 6
     assert "g.png" not in cells
     assert all(name.endswith((".png", "grid.json")) for name in cells), "nothing is half-written"
     for name in cells:
@@ -248,7 +248,7 @@ def test_a_grid_that_is_interrupted_leaves_whole_files_and_goes_on(folder: str) 
             read_record(name)
     times = {name: Path(name).stat().st_mtime_ns for name in cells if name.endswith(".png")}
     run(*arguments)
-    assert len(content()) == 12 + 2
+    assert len(content()) == 6 + 2
     assert times == {name: Path(name).stat().st_mtime_ns for name in times}, "what was there was kept"
 
 

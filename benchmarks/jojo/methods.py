@@ -76,23 +76,23 @@ _WORD = (
     f"textual-inversion --placeholder {WORD} --initial cat --vectors {{}} --lr 5e-3 --weight-decay 0.01 "
     "--schedule cosine --batch 8"
 )
+_BEND = (
+    "hypernetwork{} --structure 1 2 2 1 --activation mish --initialisation kaiming-uniform --zero-last --lr 1e-3 "
+    "--warmup 400 --schedule cosine --batch 4"
+)
+_KEEP = "--class-target model --class-caption-dropout 0.15"
 METHODS: Mapping[str, Method] = {
     "lora": Method("LoRA", "lora --train-text --lr 1e-3 --schedule cosine --batch 4", "lora", 1200),
     "dreambooth": Method("DreamBooth", "dreambooth --train-text --lr 3e-4 --schedule cosine --batch 4", "model", 1200),
-    "hypernetwork": Method(
-        "hypernetwork",
-        "hypernetwork --structure 1 2 2 1 --activation mish --initialisation kaiming-uniform --zero-last --lr 1e-3 "
-        "--warmup 400 --schedule cosine --batch 4",
-        "hypernetwork",
-        6400,
-        "--class-target model --class-caption-dropout 0.15",
-        ":0.9",
-    ),
+    "hypernetwork": Method("hypernetwork", _BEND.format(" --widths 128"), "hypernetwork", 6400, _KEEP, ":1.6"),
     "word": Method("textual inversion", _WORD.format(12), "embedding", 16_000, prior=False),
+    "wide-hypernetwork": Method("hypernetwork, all widths", _BEND.format(""), "hypernetwork", 6400, _KEEP, ":0.9"),
     "long-word": Method("textual inversion, 32 vectors", _WORD.format(32), "embedding", 32_000, prior=False),
 }
 USUAL = ("lora", "dreambooth", "hypernetwork", "word")
-"""The long word is for what is unlike all that the model knows: it says more, and what stands behind it says less."""
+"""The others are for what is unlike all that the model knows: a long word says more, and what stands behind it says
+less; a hypernetwork for all widths bends what the picture sees of itself, too, and so its grounds.
+"""
 
 
 @dataclass(frozen=True)
