@@ -200,7 +200,9 @@ class ContextLinear(DnnLinear):
 
 
 class PackedConv2d(nn.Conv2d):
-    """A convolution whose kernel is laid out; one of 3x3 is Winograd's where that is faster."""
+    """A convolution whose kernel is laid out; one of 3x3 is Winograd's where that is faster. One with fewer positions
+    than outputs is a linear layer, with the kernel as it is.
+    """
 
     packing: Packing
 
