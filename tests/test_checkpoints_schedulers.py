@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,8 +66,14 @@ def class_of(name: str) -> Any:
 
 
 def made(content: dict[str, object]) -> Any:
-    """diffusers' own scheduler of a file."""
-    return class_of(str(content["_class_name"])).from_config(content)
+    """diffusers' own scheduler of a file: one for all who ask for steps of it, as some take seconds to be made."""
+    return _made(json.dumps(content, sort_keys=True))
+
+
+@cache
+def _made(content: str) -> Any:
+    found = json.loads(content)
+    return class_of(found["_class_name"]).from_config(found)
 
 
 def levels_of(theirs: Any, steps: int) -> Tensor:

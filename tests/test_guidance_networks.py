@@ -42,7 +42,7 @@ from safelight.models.freeu import FreeU, freeu
 from safelight.models.unet import UNet, UNetConfig
 
 STEPS, BATCH = 4, 2
-SIZE = (4, 24, 40)  # so that the middle, at an eighth, is a map of 3 by 5
+SIZE = (4, 16, 24)  # so that the middle, at an eighth, is a map of 2 by 3
 MEMBERS = ("sd1", "sd2-v")
 
 
