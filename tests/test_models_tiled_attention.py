@@ -82,16 +82,18 @@ def test_few_keys_and_many_queries_are_as_many_as_is_said(otherwise: Counted, mo
         assert otherwise.heads == left
 
 
-def test_scores_as_large_as_they_may_be_have_room(otherwise: Counted) -> None:
-    """And large values, too."""
+@pytest.mark.parametrize(("scale", "left"), [(3.2, 0), (3.6, 1), (6.0, 1)])
+def test_scores_as_large_as_they_may_be_have_room(scale: float, left: int, otherwise: Counted) -> None:
+    """And large values, too. Larger ones are PyTorch's: those whose exponentials add up to too much, and infinite ones."""
     torch.manual_seed(0)
-    k = 3.7 * torch.randn(1, 3000, 16).sign()
-    q = 3.7 * k[:, :40].sign()
-    scores = q @ (k - k.mean(dim=1, keepdim=True)).transpose(1, 2) / 4
-    assert 50 < float(scores.amax()) < tiled_attention.LARGEST
-    for v in (torch.full((1, 3000, 16), 6e4), torch.randn(1, 3000, 16)):
+    k = scale * torch.randn(1, 3000, 16).sign()
+    q = scale * k[:, :40].sign()
+    scores = (q @ (k - k.mean(dim=1, keepdim=True)).transpose(1, 2) / 4).double()
+    assert (float(scores.exp().sum(dim=2).amax()) > tiled_attention.MOST) == bool(left)
+    assert (float(scores.amax()) > 88.7) == (scale == 6.0)
+    for count, v in enumerate((torch.full((1, 3000, 16), 6e4), torch.randn(1, 3000, 16)), start=1):
         torch.testing.assert_close(attend_tiled(q, k, v, 1).double(), _exact(q, k, v, 1), rtol=2e-5, atol=1e-5)
-    assert not otherwise.heads
+        assert otherwise.heads == count * left
 
 
 def test_only_heads_whose_scores_may_be_too_large_are_left_to_pytorch(otherwise: Counted) -> None:

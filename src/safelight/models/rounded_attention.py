@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from safelight.models.layers import heads_apart, inferring
-from safelight.models.tiled_attention import attend_tiled, longest, with_ones
+from safelight.models.tiled_attention import attend_tiled, with_ones
 
 LEAST = 1 << 19
 """Scores of a picture from which on it is faster."""
@@ -51,7 +51,7 @@ def attend_rounded(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return attend_tiled(q, k, v, heads)
     octaves = 1 / (math.log(2) * math.sqrt(C // heads))  # powers of two in a product of q and k
     scaled, centred = (q * (octaves * (1 << MANTISSA))).bfloat16(), (k - k.mean(dim=1, keepdim=True)).bfloat16()
-    largest = longest(scaled, heads) * longest(centred, heads) / (1 << MANTISSA)  # Cauchy-Schwarz; (B, heads)
+    largest = _longest(scaled, heads) * _longest(centred, heads) / (1 << MANTISSA)  # Cauchy-Schwarz; (B, heads)
     queries, keys, values = (heads_apart(x, heads) for x in (scaled, centred, v.bfloat16()))
     together = max(1, AT_ONCE // (min(L, TILE[0]) * min(M, TILE[1])))
     y = torch.empty_like(q)
@@ -90,6 +90,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, largest: float, *, out: Tensor) -> 
                 part.baddbmm_(scores, what)
             sums += part
         torch.div(sums[:, :, :d], sums[:, :, d : d + 1], out=answer)
+
+
+def _longest(x: Tensor, heads: int) -> Tensor:
+    """The length of the longest vector of each head, (B, L, C) -> (B, heads), float32."""
+    lengths: Tensor = torch.linalg.vector_norm(heads_apart(x, heads), dim=3)
+    return lengths.amax(dim=2).float()
 
 
 @cache

@@ -2,12 +2,10 @@
 
 PyTorch's own subtracts from the scores of a query the largest one so far before it takes their exponentials, which no
 number then is too large for; finding it, and making up for it, takes nearly as long as the products (Dao et al. 2022,
-"FlashAttention", algorithm 1, for processors). Where no score of a head can be beyond what an exponential has room
-for, nothing is to be subtracted: products, exponentials and sums follow one another, a tile at a time, so that it
-stays in the cache. The weights' sum is one more column of the values.
-
-That no score can be is seen from the lengths of queries and keys. The mean of all keys is taken from each first, which
+"FlashAttention", algorithm 1, for processors). Here nothing is subtracted but the mean of all keys from each, which
 adds the same to all scores of a query, and its softmax does not see it (Zhang et al. 2024, "SageAttention", sec. 4.2).
+Products, exponentials and sums follow one another, a tile at a time, so that it stays in the cache. The weights' sum is
+one more column of the values; where it says that scores were too large, which is seen afterwards, PyTorch's own is asked.
 
 To a few keys, as words are, all scores of some queries fit into the cache, and PyTorch weighs them as they are.
 
@@ -16,7 +14,6 @@ Shapes: B batch, L queries, M keys, C channels, d of a head; N heads of a pictur
 
 from __future__ import annotations
 
-import itertools
 import math
 import platform
 from functools import cache
@@ -31,10 +28,11 @@ LEAST = 2048
 """Queries, and keys, from which on it is faster: what is done beside the tiles takes its time, too."""
 WIDEST = 64
 """Channels of a head up to which it is: with more, products take most of the time."""
-TILE = 1024, 512
+TILE = 1024, 256
 """Queries and keys at once, of a head for each thread."""
-LARGEST = 60.0
-"""No score is above or below: far from the largest and the least float32 are its exponential, and sums of those."""
+MOST = 1e20
+"""What weights of a query may add up to: times values of 1e18 there is room for it. It is no less than 1, that of a score
+of zero: scores of centred keys have a mean of zero."""
 FEW, LEAST_TO_FEW = 160, 256
 """Keys up to which, and queries from which on, scores are found at once."""
 
@@ -48,35 +46,39 @@ def attend_tiled(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return attend(q, k, v, heads)
     if few:
         return _attend_to_few(q, k / math.sqrt(d), v, heads)
-    scaled, centred = q / math.sqrt(d), k - k.mean(dim=1, keepdim=True)
-    within = longest(scaled, heads) * longest(centred, heads) <= LARGEST  # Cauchy-Schwarz; (B, heads)
-    queries, keys, values = (heads_apart(x, heads) for x in (scaled, centred, v))
-    together = torch.get_num_threads()
     y = torch.empty_like(q)
-    answers = heads_apart(y, heads)
-    for b, h in itertools.product(range(B), range(0, heads, together)):
-        some = b, slice(h, h + together)
-        if bool(within[some].all()):
-            _attend(queries[some], keys[some], values[some], out=answers[some])
-        else:  # or not finite
-            of = slice(b, b + 1), slice(None), slice(h * d, (h + together) * d)
-            y[of] = attend(q[of], k[of], v[of], len(within[some]))
+    for b in range(B):
+        queries, keys, values, answers = (heads_apart(x[b : b + 1], heads)[0] for x in (q, k, v, y))
+        # Those of a head together, as products are fast with: in the pass that is needed anyway.
+        scaled = torch.div(queries, math.sqrt(d), out=q.new_empty(heads, L, d))
+        centred = torch.sub(keys, keys.mean(dim=1, keepdim=True), out=k.new_empty(heads, M, d))
+        weighed = with_ones(values)
+        for start in range(0, heads, torch.get_num_threads()):
+            end = min(start + torch.get_num_threads(), heads)
+            if not _attend(scaled[start:end], centred[start:end], weighed[start:end], out=answers[start:end]):
+                of = slice(b, b + 1), slice(None), slice(start * d, end * d)
+                y[of] = attend(q[of], k[of], v[of], end - start)
     return y
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, out: Tensor) -> None:
-    """N heads of a picture, of queries whose products with keys are scores: q (N, L, d), k and v (N, M, d) -> out."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, out: Tensor) -> bool:
+    """N heads of a picture, of queries whose products with keys are scores: q (N, L, d), k (N, M, d) and v `with_ones` ->
+    out (N, L, d). False: some scores were too large, or not finite.
+    """
     (N, L, d), M = q.shape, k.shape[1]
-    queries, keys, values = q.contiguous(), k.transpose(1, 2).contiguous(), with_ones(v)
-    tiles = list(zip(torch.split(keys, TILE[1], 2), torch.split(values, TILE[1], 1), strict=True))
+    tiles = list(zip(torch.split(k.transpose(1, 2), TILE[1], 2), torch.split(v, TILE[1], 1), strict=True))
     room = torch.empty(N * min(L, TILE[0]) * min(M, TILE[1]))
-    for some, answer in zip(torch.split(queries, TILE[0], 1), torch.split(out, TILE[0], 1), strict=True):
-        sums = torch.zeros(N, some.shape[1], values.shape[2])
-        for of, what in tiles:
-            size = N, some.shape[1], of.shape[2]
-            scores = torch.bmm(some, of, out=room[: math.prod(size)].view(size))
-            sums.baddbmm_(scores.exp_(), what)
-        torch.div(sums[:, :, :d], sums[:, :, d : d + 1], out=answer)
+    for some, answer in zip(torch.split(q, TILE[0], 1), torch.split(out, TILE[0], 1), strict=True):
+        sums = torch.zeros(N, some.shape[1], v.shape[2])
+        for keys, values in tiles:
+            size = N, some.shape[1], keys.shape[2]
+            scores = torch.bmm(some, keys, out=room[: math.prod(size)].view(size))
+            sums.baddbmm_(scores.exp_(), values)
+        weights = sums[:, :, d : d + 1]
+        if not float(weights.amax()) <= MOST:
+            return False
+        torch.div(sums[:, :, :d], weights, out=answer)
+    return True
 
 
 def _attend_to_few(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -92,19 +94,13 @@ def _attend_to_few(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def with_ones(v: Tensor) -> Tensor:
-    """Values with a column of ones, for the sum of their weights: (N, M, d) -> (N, M, a width that products are fast
-    with), zeros behind it.
+    """Values with a column of ones behind them, for the sum of their weights, and more, up to a width that products are
+    fast with: (N, M, d) -> (N, M, more than d).
     """
     N, M, d = v.shape
-    y = v.new_zeros(N, M, 16 * (d // 16 + 1))
-    y[:, :, :d], y[:, :, d] = v, 1
+    y = v.new_empty(N, M, 16 * (d // 16 + 1))
+    y[:, :, :d], y[:, :, d:] = v, 1
     return y
-
-
-def longest(x: Tensor, heads: int) -> Tensor:
-    """The length of the longest vector of each head, (B, L, C) -> (B, heads), float32."""
-    lengths: Tensor = torch.linalg.vector_norm(heads_apart(x, heads), dim=3)
-    return lengths.amax(dim=2).float()
 
 
 @cache
