@@ -1,4 +1,4 @@
-"""Attention on the CPU in tiles: exact, in two thirds to nine tenths of the time where heads are narrow or keys few.
+"""Attention on the CPU in tiles: exact, in two thirds to nine tenths of the time where positions are many or keys few.
 
 PyTorch's own subtracts from the scores of a query the largest one so far before it takes their exponentials, which no
 number then is too large for; finding it, and making up for it, takes nearly as long as the products (Dao et al. 2022,
@@ -26,8 +26,8 @@ from safelight.models.layers import attend, heads_apart, inferring
 
 LEAST = 2048
 """Queries, and keys, from which on it is faster: what is done beside the tiles takes its time, too."""
-WIDEST = 64
-"""Channels of a head up to which it is: with more, products take most of the time."""
+WIDEST = 160
+"""Channels of a head up to which it is: with more, products take nearly all of the time."""
 TILE = 1024, 256
 """Queries and keys at once, of a head for each thread."""
 MOST = 1e20
