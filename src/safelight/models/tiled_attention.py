@@ -14,6 +14,7 @@ Shapes: B batch, L queries, M keys, C channels, d of a head; N heads of a pictur
 
 from __future__ import annotations
 
+import itertools
 import math
 import platform
 from functools import cache
@@ -65,14 +66,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, out: Tensor) -> bool:
     """N heads of a picture, of queries whose products with keys are scores: q (N, L, d), k (N, M, d) and v `with_ones` ->
     out (N, L, d). False: some scores were too large, or not finite.
     """
-    (N, L, d), M = q.shape, k.shape[1]
+    N, _, d = q.shape
+    rows = list(zip(torch.split(q, TILE[0], 1), torch.split(out, TILE[0], 1), strict=True))
     tiles = list(zip(torch.split(k.transpose(1, 2), TILE[1], 2), torch.split(v, TILE[1], 1), strict=True))
-    room = torch.empty(N * min(L, TILE[0]) * min(M, TILE[1]))
-    for some, answer in zip(torch.split(q, TILE[0], 1), torch.split(out, TILE[0], 1), strict=True):
+    sizes = itertools.product({len(some[0]) for some, _ in rows}, {len(values[0]) for _, values in tiles})
+    room = {size: torch.empty(N, *size) for size in sizes}  # of one, but for the last
+    for some, answer in rows:
         sums = torch.zeros(N, some.shape[1], v.shape[2])
         for keys, values in tiles:
-            size = N, some.shape[1], keys.shape[2]
-            scores = torch.bmm(some, keys, out=room[: math.prod(size)].view(size))
+            scores = torch.bmm(some, keys, out=room[some.shape[1], keys.shape[2]])
             sums.baddbmm_(scores.exp_(), values)
         weights = sums[:, :, d : d + 1]
         if not float(weights.amax()) <= MOST:
