@@ -77,15 +77,15 @@ def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Til
     for first in range(0, rows, strip):
         n = min(strip, rows - first)
         seen = _bordered(pixels, first * a - border, (first + n) * a + 2 - border, columns * b + 2)
-        half = x.new_empty(a + 2, B, n, columns * b + 2, C)
-        _to_points([seen[:, p : p + (n - 1) * a + 1 : a] for p in range(a + 2)], half)
-        whole = x.new_empty(b + 2, a + 2, B, n, columns, C)
-        _to_points([half[:, :, :, q : q + (columns - 1) * b + 1 : b] for q in range(b + 2)], whole)
+        half = x.new_empty(b + 2, B, n * a + 2, columns, C)
+        _to_points([seen[:, :, q : q + (columns - 1) * b + 1 : b] for q in range(b + 2)], half)
+        whole = x.new_empty(a + 2, b + 2, B, n, columns, C)
+        _to_points([half[:, :, p : p + (n - 1) * a + 1 : a] for p in range(a + 2)], whole)
         half = x.new_empty(b + 2, a, B, n, columns, N)
         for q in range(b + 2):
             values = [
                 # The bias at the point (1, 1) is the bias everywhere: the powers of 1 are 1.
-                linear(whole[q, p].view(-1, C), kernel[p * (b + 2) + q], bias if p == q == 1 else None)
+                linear(whole[p, q].view(-1, C), kernel[p * (b + 2) + q], bias if p == q == 1 else None)
                 for p in range(a + 2)
             ]
             _from_points([value.view(B, n, columns, N) for value in values], half[q])
