@@ -322,11 +322,12 @@ class PackedResnetBlock(ResnetBlock):
         for k in range(len(x)):
             given, h = x[k : k + 1], y[k : k + 1]
             _norm_and_convolve(self.norm1, cast(PackedConv2d, self.conv1), given, h)
-            _norm_and_convolve(self.norm2, cast(PackedConv2d, self.conv2), h, h)
-            for start in range(0, x.shape[2], _rows(x)):
-                some = slice(start, start + _rows(x))
-                skip = given[:, :, some]
-                h[:, :, some].add_(skip if self.conv_shortcut is None else self.conv_shortcut(skip))
+
+            def skip(some: slice, given: Tensor = given) -> Tensor:
+                rows = given[:, :, some]
+                return rows if self.conv_shortcut is None else cast(Tensor, self.conv_shortcut(rows))
+
+            _norm_and_convolve(self.norm2, cast(PackedConv2d, self.conv2), h, h, skip)
         return y
 
 
@@ -339,8 +340,14 @@ def _rows(x: Tensor) -> int:
     return max(STRIP // (4 * x[0, :, 0].numel()), 1)
 
 
-def _norm_and_convolve(norm: nn.GroupNorm, conv: PackedConv2d, x: Tensor, out: Tensor) -> None:
-    """Norm, SiLU and convolution of a picture (1, C, H, W) -> `out` (1, C', H, W), which may be the picture itself."""
+def _norm_and_convolve(
+    norm: nn.GroupNorm, conv: PackedConv2d, x: Tensor, out: Tensor, skip: Callable[[slice], Tensor] | None = None
+) -> None:
+    """Norm, SiLU and convolution of a picture (1, C, H, W) -> `out` (1, C', H, W), which may be the picture itself.
+
+    Args:
+        skip: what is added to some rows of the answer.
+    """
     (_, C, H, W), step = x.shape, _rows(x)
     found = Norm.of(norm, (x[:, :, start : start + step] for start in range(0, H, step)))
     above = x.new_zeros(1, C, 1, W)
@@ -354,7 +361,11 @@ def _norm_and_convolve(norm: nn.GroupNorm, conv: PackedConv2d, x: Tensor, out: T
         if below == end:
             rows[:, :, -1:] = 0
         above = rows[:, :, -2:-1].clone()
-        out[:, :, start:end] = conv.strip(rows, H * W)
+        answer, some = conv.strip(rows, H * W), slice(start, end)
+        if skip is None:
+            out[:, :, some] = answer
+        else:
+            torch.add(answer, skip(some), out=out[:, :, some])
 
 
 class DnnGEGLU(GEGLU):
