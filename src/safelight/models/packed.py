@@ -222,7 +222,7 @@ class PackedConv2d(nn.Conv2d):
         return self._convolved(x, weight, tile)
 
     def strip(self, x: Tensor, positions: int) -> Tensor:
-        """Some rows, of which those above and below are given, too: (B, C, n + 2, W) channels-last -> (B, C', n, W).
+        """Some rows, of which what is around them is given, too: (B, C, n + 2, W + 2) channels-last -> (B, C', n, W).
 
         Args:
             positions: of the whole picture.
@@ -247,7 +247,7 @@ class PackedConv2d(nn.Conv2d):
         if tile is not None:
             return winograd.convolve(x, form, self.bias, tile, border)
         padding, *way = self._way()
-        given = padding if border else (0, self.padding[1])
+        given = padding if border else (0, 0)
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, form[0], self.bias, given, *way, "none", [], "")
         return y
 
@@ -350,14 +350,15 @@ def _norm_and_convolve(
     """
     (_, C, H, W), step = x.shape, _rows(x)
     found = Norm.of(norm, (x[:, :, start : start + step] for start in range(0, H, step)))
-    above = x.new_zeros(1, C, 1, W)
+    above = x.new_zeros(1, C, 1, W + 2)
     for start in range(0, H, step):
         end = min(start + step, H)
-        rows = torch.empty(1, C, end - start + 2, W, memory_format=torch.channels_last)
+        rows = torch.empty(1, C, end - start + 2, W + 2, memory_format=torch.channels_last)
         below = min(end + 1, H)
-        torch.addcmul(found.shift, x[:, :, start:below], found.scale, out=rows[:, :, 1 : 1 + below - start])
-        F.silu(rows, inplace=True)
-        rows[:, :, :1] = above
+        inside = rows[:, :, 1 : 1 + below - start, 1:-1]
+        torch.addcmul(found.shift, x[:, :, start:below], found.scale, out=inside)
+        F.silu(inside, inplace=True)
+        rows[:, :, :, :1], rows[:, :, :, -1:], rows[:, :, :1] = 0, 0, above
         if below == end:
             rows[:, :, -1:] = 0
         above = rows[:, :, -2:-1].clone()

@@ -66,17 +66,17 @@ def convolve(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None, tile: Til
     Args:
         kernel: what `at_points` gives, each (N, C), laid out by oneDNN for a linear layer or not.
         bias: (N,).
-        border: 0 if the rows above and below are given, too: x is (B, C, H + 2, W).
+        border: 0 if what is around the picture is given, too: x is (B, C, H + 2, W + 2).
     """
-    (B, C, given, W), (a, b), N = x.shape, tile, kernel[0].shape[0]
-    H = given - 2 * (1 - border)
+    (B, C), (a, b), N = x.shape[:2], tile, kernel[0].shape[0]
+    H, W = (side - 2 * (1 - border) for side in x.shape[2:])
     rows, columns = -(-H // a), -(-W // b)
     pixels = x.permute(0, 2, 3, 1)
     y = x.new_empty(B, rows, a, columns, b, N)
     strip = max(AT_ONCE // (4 * B * columns * points(tile) * max(C, N)), 1)
     for first in range(0, rows, strip):
         n = min(strip, rows - first)
-        seen = _bordered(pixels, first * a - border, (first + n) * a + 2 - border, columns * b + 2)
+        seen = _seen(pixels, (first * a - border, -border), (n * a + 2, columns * b + 2))
         half = x.new_empty(b + 2, B, n * a + 2, columns, C)
         _to_points([seen[:, :, q : q + (columns - 1) * b + 1 : b] for q in range(b + 2)], half)
         whole = x.new_empty(a + 2, b + 2, B, n, columns, C)
@@ -108,7 +108,7 @@ def convolve_doubled(x: Tensor, kernel: Sequence[Tensor], bias: Tensor | None) -
     strip = max(AT_ONCE // (4 * B * W * points(DOUBLED) * max(C, N)), 1)
     for first in range(0, H, strip):
         n = min(strip, H - first)
-        seen = _bordered(pixels, first - 1, first + n + 1, W + 2)
+        seen = _seen(pixels, (first - 1, -1), (n + 2, W + 2))
         changes, itself = seen[:, :-1] - seen[:, 1:], seen[:, 1:-1]  # down, from each row to the next
         # A pixel's first point is the change before it, and its last the one behind it, which is the next one's first.
         given = [[down[:, :, :-1] - down[:, :, 1:], down[:, :, 1:-1].contiguous()] for down in (changes, itself)]
@@ -132,11 +132,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _bordered(pixels: Tensor, first: int, end: int, width: int) -> Tensor:
-    """Rows of (B, H, W, C), zeros where there are none, and columns from -1 on: (B, end - first, width, C)."""
-    _, H, W, _ = pixels.shape
-    inside = pixels[:, max(first, 0) : min(end, H)]
-    return F.pad(inside, (0, 0, 1, width - W - 1, max(-first, 0), max(end - H, 0)))
+def _seen(pixels: Tensor, first: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Rows and columns of (B, H, W, C), zeros where there are none, so many: (B, height, width, C)."""
+    (top, left), (height, width) = first, size
+    beyond = max(top + height - pixels.shape[1], 0), max(left + width - pixels.shape[2], 0)
+    inside = pixels[:, max(top, 0) : top + height, max(left, 0) : left + width]
+    missing = 0, 0, max(-left, 0), beyond[1], max(-top, 0), beyond[0]
+    return F.pad(inside, missing) if any(missing) else inside
 
 
 def _to_points(d: Sequence[Tensor], out: Tensor) -> None:
