@@ -84,7 +84,7 @@ def test_few_keys_and_many_queries_are_as_many_as_is_said(otherwise: Counted, mo
 
 @pytest.mark.parametrize(("scale", "left"), [(3.2, 0), (3.6, 1), (6.0, 1)])
 def test_scores_as_large_as_they_may_be_have_room(scale: float, left: int, otherwise: Counted) -> None:
-    """And large values, too. Larger ones are PyTorch's: those whose exponentials add up to too much, and infinite ones."""
+    """And large values, too. PyTorch's are larger ones, whose exponentials add up to too much or to infinity."""
     torch.manual_seed(0)
     k = scale * torch.randn(1, 3000, 16).sign()
     q = scale * k[:, :40].sign()

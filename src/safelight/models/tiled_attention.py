@@ -5,7 +5,7 @@ number then is too large for; finding it, and making up for it, takes nearly as 
 "FlashAttention", algorithm 1, for processors). Here nothing is subtracted but the mean of all keys from each, which
 adds the same to all scores of a query, and its softmax does not see it (Zhang et al. 2024, "SageAttention", sec. 4.2).
 Products, exponentials and sums follow one another, a tile at a time, so that it stays in the cache. The weights' sum is
-one more column of the values; where it says that scores were too large, which is seen afterwards, PyTorch's own is asked.
+one more column of the values. Where it says, afterwards, that scores were too large, PyTorch's own is asked.
 
 To a few keys, as words are, all scores of some queries fit into the cache, and PyTorch weighs them as they are.
 
@@ -32,8 +32,8 @@ WIDEST = 160
 TILE = 1024, 256
 """Queries and keys at once, of a head for each thread."""
 MOST = 1e20
-"""What weights of a query may add up to: times values of 1e18 there is room for it. It is no less than 1, that of a score
-of zero: scores of centred keys have a mean of zero."""
+"""What weights of a query may add up to: times values of 1e18 there is room for it. They are 1 at least, as scores
+of centred keys have a mean of zero."""
 FEW, LEAST_TO_FEW = 160, 256
 """Keys up to which, and queries from which on, scores are found at once."""
 
@@ -63,8 +63,8 @@ def attend_tiled(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, out: Tensor) -> bool:
-    """N heads of a picture, of queries whose products with keys are scores: q (N, L, d), k (N, M, d) and v `with_ones` ->
-    out (N, L, d). False: some scores were too large, or not finite.
+    """N heads of a picture: q (N, L, d), whose products with k (N, M, d) are scores, v `with_ones` -> out (N, L, d).
+    False: some scores were too large, or not finite.
     """
     N, _, d = q.shape
     rows = list(zip(torch.split(q, TILE[0], 1), torch.split(out, TILE[0], 1), strict=True))
