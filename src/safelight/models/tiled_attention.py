@@ -14,9 +14,9 @@ Shapes: B batch, L queries, M keys, C channels, d of a head; N heads of a pictur
 
 from __future__ import annotations
 
-import itertools
 import math
 import platform
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from safelight.models.layers import attend, heads_apart, inferring
+from safelight.models.threads import in_pieces
 
 LEAST = 2048
 """Queries, and keys, from which on it is faster: what is done beside the tiles takes its time, too."""
 WIDEST = 160
 """Channels of a head up to which it is: with more, products take nearly all of the time."""
-TILE = 1024, 256
-"""Queries and keys at once, of a head for each thread."""
+TILE = 1024, 512
+"""Queries and keys of a head at once, by one thread."""
 MOST = 1e20
 """What weights of a query may add up to: times values of 1e18 there is room for it. They are 1 at least, as scores
 of centred keys have a mean of zero."""
@@ -49,37 +50,53 @@ def attend_tiled(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return _attend_to_few(q, k / math.sqrt(d), v, heads)
     y = torch.empty_like(q)
     for b in range(B):
-        queries, keys, values, answers = (heads_apart(x[b : b + 1], heads)[0] for x in (q, k, v, y))
-        # Those of a head together, as products are fast with: in the pass that is needed anyway.
-        scaled = torch.div(queries, math.sqrt(d), out=q.new_empty(heads, L, d))
-        centred = torch.sub(keys, keys.mean(dim=1, keepdim=True), out=k.new_empty(heads, M, d))
-        weighed = with_ones(values)
-        for start in range(0, heads, torch.get_num_threads()):
-            end = min(start + torch.get_num_threads(), heads)
-            if not _attend(scaled[start:end], centred[start:end], weighed[start:end], out=answers[start:end]):
-                of = slice(b, b + 1), slice(None), slice(start * d, end * d)
-                y[of] = attend(q[of], k[of], v[of], end - start)
+        of_picture = slice(b, b + 1)
+        queries, keys, values, answers = (heads_apart(x[of_picture], heads)[0] for x in (q, k, v, y))
+        fine = _attend_picture(queries, keys, values, out=answers)
+        for h in range(heads):
+            if not fine[h]:
+                of = of_picture, slice(None), slice(h * d, (h + 1) * d)
+                y[of] = attend(q[of], k[of], v[of], 1)
     return y
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, out: Tensor) -> bool:
-    """N heads of a picture: q (N, L, d), whose products with k (N, M, d) are scores, v `with_ones` -> out (N, L, d).
-    False: some scores were too large, or not finite.
+def _attend_picture(q: Tensor, k: Tensor, v: Tensor, *, out: Tensor) -> list[bool]:
+    """q (N, L, d), k and v (N, M, d) -> out (N, L, d). False: scores of this head were too large, or not finite."""
+    N, L, d = q.shape
+    # Those of a head together, as products are fast with: in the pass that is needed anyway.
+    scaled = torch.div(q, math.sqrt(d), out=q.new_empty(N, L, d))
+    centred = torch.sub(k, k.mean(dim=1, keepdim=True), out=k.new_empty(k.shape))
+    tiles = [
+        list(zip(torch.split(keys.t(), TILE[1], 1), torch.split(values, TILE[1]), strict=True))
+        for keys, values in zip(centred, with_ones(v), strict=True)
+    ]
+
+    def attend_some(piece: tuple[int, int]) -> bool:
+        head, first = piece
+        some = slice(first, first + TILE[0])
+        return _attend(scaled[head, some], tiles[head], out=out[head, some])
+
+    pieces = [(head, first) for head in range(N) for first in range(0, L, TILE[0])]
+    fine = [True] * N
+    for (head, _), all_small in zip(pieces, in_pieces(attend_some, pieces), strict=True):
+        fine[head] &= all_small
+    return fine
+
+
+def _attend(q: Tensor, tiles: Sequence[tuple[Tensor, Tensor]], *, out: Tensor) -> bool:
+    """Some queries of a head: q (L, d), whose products with keys (d, M) are scores, and values `with_ones` of each tile
+    -> out (L, d). False: some scores were too large, or not finite.
     """
-    N, _, d = q.shape
-    rows = list(zip(torch.split(q, TILE[0], 1), torch.split(out, TILE[0], 1), strict=True))
-    tiles = list(zip(torch.split(k.transpose(1, 2), TILE[1], 2), torch.split(v, TILE[1], 1), strict=True))
-    sizes = itertools.product({len(some[0]) for some, _ in rows}, {len(values[0]) for _, values in tiles})
-    room = {size: torch.empty(N, *size) for size in sizes}  # of one, but for the last
-    for some, answer in rows:
-        sums = torch.zeros(N, some.shape[1], v.shape[2])
-        for keys, values in tiles:
-            scores = torch.bmm(some, keys, out=room[some.shape[1], keys.shape[2]])
-            sums.baddbmm_(scores.exp_(), values)
-        weights = sums[:, :, d : d + 1]
-        if not float(weights.amax()) <= MOST:
-            return False
-        torch.div(sums[:, :, :d], weights, out=answer)
+    L, d = q.shape
+    sums = q.new_zeros(L, tiles[0][1].shape[1])
+    room = q.new_empty(L * tiles[0][0].shape[1])
+    for keys, values in tiles:
+        scores = torch.mm(q, keys, out=room[: L * keys.shape[1]].view(L, -1))
+        sums.addmm_(scores.exp_(), values)
+    weights = sums[:, d : d + 1]
+    if not float(weights.amax()) <= MOST:
+        return False
+    torch.div(sums[:, :d], weights, out=out)
     return True
 
 

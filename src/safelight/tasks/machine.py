@@ -18,6 +18,7 @@ KEPT = (1 << 31) - 1
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _SAYS_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_OF_THE_LIBRARY = torch.exp, torch.expm1, torch.log, torch.log1p, torch.sqrt, torch.sin, torch.cos, torch.tanh, torch.erf
 
 
 @cache
@@ -26,7 +27,15 @@ def choose_threads() -> None:
 
     PyTorch takes as many as the machine has cores, also where a container may use two of sixty-four, and then they
     wait for each other. What the user said is left alone: by OMP_NUM_THREADS, or in the program if it is less.
+
+    Before there are several, each function that PyTorch has Intel's library compute is asked for once. When its first
+    callers are several at once, one of them may get a version of a hundredth of the precision, without a word
+    (PyTorch's issue 188792), and a picture differs from the same one of another time.
     """
+    for dtype in (torch.float32, torch.float64):
+        one = torch.ones(1, dtype=dtype)
+        for function in _OF_THE_LIBRARY:
+            function(one)
     if not any(name in os.environ for name in _SAYS_THREADS):
         torch.set_num_threads(min(torch.get_num_threads(), processors()))
 
