@@ -18,7 +18,17 @@ KEPT = (1 << 31) - 1
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _SAYS_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_OF_THE_LIBRARY = torch.exp, torch.expm1, torch.log, torch.log1p, torch.sqrt, torch.sin, torch.cos, torch.tanh, torch.erf
+_OF_THE_LIBRARY = (
+    torch.exp,
+    torch.expm1,
+    torch.log,
+    torch.log1p,
+    torch.sqrt,
+    torch.sin,
+    torch.cos,
+    torch.tanh,
+    torch.erf,
+)
 
 
 @cache
