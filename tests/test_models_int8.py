@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from safelight.adapters.patching import patched
 from safelight.doors import Conditioning
 from safelight.models import int8, int8_products, packed
 from safelight.models.layers import DoublingConv, ResnetBlock, Upsample
-from safelight.models.rounded_attention import multiplies_bfloat16
 from safelight.models.spatial_transformer import GEGLU, Attention
 from safelight.models.unet import UNet
 from toy import toy_unet
@@ -72,9 +72,10 @@ class _Holder(nn.Module):
         self.layer = layer
 
 
-def _quantise(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def _quantise(layer: nn.Module, monkeypatch: pytest.MonkeyPatch, below: int | None = None) -> None:
     name = "layer.proj.weight" if isinstance(layer, GEGLU) else "layer.weight"
     monkeypatch.setattr(int8, "_layers", lambda network: {name: layer})
+    monkeypatch.setattr(int8, "_below", lambda network: {} if below is None else {layer: below})
     int8.quantise(_Holder(layer), {})  # type: ignore[arg-type]
 
 
@@ -148,30 +149,30 @@ def test_doubling_and_convolution_at_once_are_as_one_after_the_other(
     assert torch.equal(upsample.conv(x, both=True), at_once)
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does it in float32")
-def test_a_shortcut_is_bfloat16s_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And another weight, or a bias that was written to, is seen."""
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_shortcut_rounds_each_half_by_itself(
+    bias: bool, order: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the weight, too; of two pictures each for itself."""
     torch.manual_seed(0)
-    block = ResnetBlock(16, 24, groups=4, eps=1e-5)
-    monkeypatch.setattr(int8, "_layers", lambda network: {})
-    int8.quantise(_Holder(block), {})  # type: ignore[arg-type]
-    shortcut, x = block.conv_shortcut, torch.randn(2, 16, 5, 7)
-    assert isinstance(shortcut, int8.Bfloat16Shortcut)
-
-    def exact() -> Tensor:
-        assert shortcut.bias is not None
-        given, weight, bias = (t.bfloat16().double() for t in (x, shortcut.weight, shortcut.bias))
-        return F.conv2d(given, weight, bias)
-
-    for change in (shortcut.weight, shortcut.bias):
-        torch.testing.assert_close(shortcut(x).double(), exact(), rtol=2**-8, atol=1e-5)
-        assert change is not None
-        change.data.mul_(-1)
-        change.mul_(1)  # which counts as written
-    torch.testing.assert_close(shortcut(x).double(), exact(), rtol=2**-8, atol=1e-5)
-    with torch.enable_grad():
-        shortcut(x.requires_grad_()).sum().backward()
-    assert x.grad is not None
+    layer = nn.Conv2d(24, 40, 1, bias=bias)
+    layer.weight.data[:, :16] *= 5
+    x = torch.randn(2, 24, 5, 7) * torch.tensor([1.0, 50.0])[:, None, None, None]
+    x[:, :16] /= 100
+    plain = layer(x)
+    weight = torch.from_numpy(
+        np.concatenate([_rounded_weight(part) for part in layer.weight.split((16, 8), 1)], axis=1)
+    )
+    halves = [torch.from_numpy(np.stack([_rounded_input(half) for half in part])) for part in (x[:, :16], x[:, 16:])]
+    wanted = F.conv2d(torch.cat(halves, dim=1), weight, None if layer.bias is None else layer.bias.double())
+    _quantise(layer, monkeypatch, below=16)
+    y = layer(x.contiguous(memory_format=order))
+    assert isinstance(layer, int8.Int8Shortcut) and y.is_contiguous(memory_format=torch.channels_last)
+    assert float((y - wanted).abs().max() / wanted.abs().max()) < CLOSE
+    assert _decibels(y, plain) > 38
+    x[1, 20, 3, 3] = torch.nan
+    assert bool(layer(x)[0].isfinite().all()) and not bool(layer(x)[1].isfinite().all())
 
 
 def _read(unet: UNet) -> dict[str, int8.Quantised]:
@@ -200,8 +201,10 @@ def test_a_unet_answers_nearly_the_same(linear: bool, context: int | None) -> No
     kept = [name for name, layer in unet.named_modules() if type(layer) in (nn.Linear, nn.Conv2d)]
     assert all(type(unet.get_submodule(name)) in rounded for name in ("down_blocks.0.resnets.0.conv1",))
     assert {"conv_in", "conv_out", "up_blocks.1.resnets.1.conv2"} <= set(kept)
-    shortcut = type(unet.get_submodule("up_blocks.0.resnets.0.conv_shortcut"))
-    assert shortcut is (int8.Bfloat16Shortcut if multiplies_bfloat16() else nn.Conv2d)
+    wide, narrow = (cast(ResnetBlock, unet.get_submodule(f"up_blocks.{n}.resnets.0")).conv_shortcut for n in (0, 1))
+    assert isinstance(wide, int8.Int8Shortcut) and isinstance(narrow, int8.Int8Shortcut)
+    assert (wide.below, narrow.below) == (64, 64), "and 64 and 32 that were kept"
+    assert type(unet.get_submodule("down_blocks.1.resnets.0.conv_shortcut")) is int8.Int8Conv2d
     assert all("time_emb_proj" in name or name not in kept for name in kept if "down_blocks.0.resnets.0" in name)
 
 

@@ -2,7 +2,7 @@
 
 Scales of weights are found once (`int8_products`), those of what a layer is given at every call: what a UNet's layers
 see grows and shrinks with the noise, and scales that fit all of its steps would fit none. Where the processor
-multiplies in bfloat16, attention (`rounded_attention`) and residual blocks' shortcuts are in that.
+multiplies in bfloat16, attention is in that (`rounded_attention`).
 
 Every picture of a batch has scales of its own, so that it does not depend on the others.
 
@@ -42,10 +42,10 @@ from safelight.models.packed import (
     told_of_the_words,
     version,
 )
-from safelight.models.rounded_attention import attend_rounded, multiplies_bfloat16
+from safelight.models.rounded_attention import attend_rounded
 from safelight.models.spatial_transformer import GEGLU, Attention, FeedForward, SpatialTransformer
 from safelight.models.unet import Level, UNet
-from safelight.models.winograd import DOUBLED, Tile, linear
+from safelight.models.winograd import DOUBLED, Tile
 
 
 class Int8Linear(nn.Linear):
@@ -113,30 +113,40 @@ class Int8DoublingConv(Int8Conv2d, DoublingConv):
 
     def doubled(self, x: Tensor) -> Tensor | None:
         """As `DoublingConv.doubled`."""
-        form = _form(self, self.weight, x, self._lay_out, DOUBLED)
+        form = _form(self, self.weight, x, self._lay_out, DOUBLED, kernels_of_doubled)
         if form is None:
             return None
         x, bias = x.contiguous(memory_format=torch.channels_last), None if self.bias is None else self.bias.repeat(4)
         return _each(x, lambda given: interleaved(self._convolve(given, form, bias)))
 
 
-class Bfloat16Shortcut(nn.Conv2d):
-    """A pointwise convolution in bfloat16, where whole numbers are too coarse."""
+class Int8Shortcut(Int8Conv2d):
+    """A pointwise convolution of what comes from below and what was kept on the way down, which are unlike: each has a
+    scale of its own (Li et al. 2023, "Q-Diffusion", sec. 4.2).
+    """
 
-    packing: Packing
+    below: int
+    """Channels that come from below."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, H, W), channels-last."""
-        form = self.packing.kept(self.weight, self._lay_out) if inferring(x, self.weight) else None
-        if form is None:
-            y: Tensor = self._conv_forward(x, self.weight.to(x.dtype), self.bias)
-            return y
-        bias = None if self.bias is None else self.bias.bfloat16()
-        y = linear(x.permute(0, 2, 3, 1).bfloat16(), form[0], bias)
-        return y.float().permute(0, 3, 1, 2)
+        form = _form(self, self.weight, x, self._lay_out, rounds=lambda weight: _of_halves(weight, self.below))
+        if form is not None:
+            pixels = x.permute(0, 2, 3, 1)
+            halves = torch.tensor_split(pixels, (self.below,), dim=3)
+            first, second = (_given(half.contiguous()) for half in halves)
+            if first is not None and second is not None:
+                pairs = zip(first, second, strict=True)
+                sums = [product(b, form[3:], None, onto=product(a, form[:3], self.bias)) for a, b in pairs]
+                return _joined(sums).permute(0, 3, 1, 2)
+        y: Tensor = self._conv_forward(x, self.weight.to(x.dtype), self.bias)
+        return y
 
-    def _lay_out(self, weight: Tensor) -> Form:
-        return [torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).bfloat16())]
+    def _lay_out(self, weight: Quantised) -> Form:
+        widths = self.below, self.in_channels - self.below
+        halves = zip(weight.chunk(), widths, strict=True)
+        of_each = (Quantised(half.codes[:, :width].contiguous(), half.scales, half.sums) for half, width in halves)
+        return [tensor for half in of_each for tensor in for_products(half)]
 
 
 class Int8GEGLU(GEGLU):
@@ -204,9 +214,9 @@ _BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
 }
 _IN = (ResnetBlock, SpatialTransformer, PositionAttention, Downsample, Upsample)
 """Whose layers are worth it: the first, the last, and what is told about time and size are small."""
-_FLOAT = ("conv_shortcut", "time_emb_proj")
-"""Layers of a block that are not: of the shipped tiny, whose every layer was tried alone, the shortcuts made 71 % of
-the error (two unlike halves meet there: Li et al. 2023, "Q-Diffusion", sec. 4.2), and the last block 17 %."""
+_FLOAT = "time_emb_proj"
+"""What of a block is not; nor is the last block. Of the shipped tiny every layer was tried alone: that block made 17 %
+of the error, and 71 % the shortcuts, before each of their halves had a scale of its own."""
 
 
 def rounded_weights(network: UNet) -> dict[str, nn.Parameter]:
@@ -215,9 +225,13 @@ def rounded_weights(network: UNet) -> dict[str, nn.Parameter]:
 
 
 def multiplied(network: UNet, name: str, weight: Tensor) -> Tensor:
-    """What is rounded of such a weight: itself, or of a convolution behind a doubling the kernels that do both."""
-    doubles = isinstance(network.get_submodule(name.rpartition(".")[0]), DoublingConv)
-    return kernels_of_doubled(weight) if doubles else weight
+    """What is rounded of such a weight: itself, or of a convolution behind a doubling the kernels that do both, or the
+    halves of a shortcut.
+    """
+    layer, below = network.get_submodule(name.rpartition(".")[0]), _below(network)
+    if layer in below:
+        return _of_halves(weight, below[layer])
+    return kernels_of_doubled(weight) if isinstance(layer, DoublingConv) else weight
 
 
 def quantise(network: UNet, read: Mapping[str, Quantised], pages: Pages = HELD) -> None:
@@ -227,20 +241,17 @@ def quantise(network: UNet, read: Mapping[str, Quantised], pages: Pages = HELD) 
         read: the whole numbers of what is `multiplied`, as weights are now, by name; others are found when needed.
         pages: of these, and of the weights; those that are laid out are let go of.
     """
-    room = Room.free()
+    room, below = Room.free(), _below(network)
     for module in network.modules():
         if isinstance(module, Attention | PositionAttention):
             module.attending = attend_rounded
         if type(module) in _BLOCKS:
             module.__class__ = _BLOCKS[type(module)]
-        elif isinstance(module, ResnetBlock) and module.conv_shortcut is not None and multiplies_bfloat16():
-            shortcut = module.conv_shortcut
-            shortcut.__class__ = Bfloat16Shortcut
-            own = weakref.ref(shortcut.weight), version(shortcut.weight)
-            shortcut.packing = Packing(room, pages, (), own, width=2)  # type: ignore[assignment]
     for name, layer in _layers(network).items():
         weight: Tensor = network.get_parameter(name)
         layer.__class__ = _INT8[type(layer)]
+        if layer in below:
+            layer.__class__, layer.below = Int8Shortcut, below[layer]  # type: ignore[assignment]
         own, known = (weakref.ref(weight), version(weight)), read.get(name)
         layer.packing = Packing(room, pages, (), own, width=1, reads=known is None)  # type: ignore[assignment]
         layer.read = known  # type: ignore[assignment]
@@ -261,21 +272,41 @@ def _layers(network: UNet) -> dict[str, nn.Module]:
     return found
 
 
+def _below(network: UNet) -> dict[nn.Module, int]:
+    """How many channels come from below, by the shortcut that is given them and what was kept on the way down."""
+    channels, found = cast(ResnetBlock, network.mid_block.resnets[-1]).conv2.out_channels, {}
+    for block in (cast(ResnetBlock, block) for level in network.up_blocks for block in cast(Level, level).resnets):
+        if block.conv_shortcut is not None:
+            found[cast(nn.Module, block.conv_shortcut)] = channels
+        channels = block.conv2.out_channels
+    return found
+
+
+def _of_halves(weight: Tensor, below: int) -> Tensor:
+    """What of a shortcut's weight is multiplied with what comes from below, and below it the rest, with zeros up to the
+    same width: (N, C, 1, 1) -> (2N, the larger part of C).
+    """
+    parts = torch.tensor_split(weight.flatten(1), (below,), dim=1)
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
 def _form(
     layer: Int8Linear | Int8Conv2d | Int8GEGLU,
     weight: Tensor,
     x: Tensor,
     lay_out: Callable[[Quantised], Form],
     tile: Tile | None = None,
+    rounds: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> Form | None:
-    """The laid out form of a layer's weight, or of what does a doubling with it, if it may be used now."""
+    """The laid out form of what is rounded of a layer's weight, if it may be used now."""
     if not inferring(x, weight):
         return None
     read = layer.read if (tile == DOUBLED) == isinstance(layer, DoublingConv) else None
 
     def laid_out(new: Tensor) -> Form:
         if read is None or not layer.packing.is_read(weight):
-            return lay_out(Quantised.of(kernels_of_doubled(new) if tile == DOUBLED else new))
+            return lay_out(Quantised.of(rounds(new)))
         layer.packing.pages.bring(read.codes)
         form = lay_out(read)
         layer.packing.pages.release(read.codes)
@@ -295,14 +326,23 @@ def _each(x: Tensor, answer: Callable[[Given], Tensor]) -> Tensor | None:
 
 def _all(x: Tensor, answers: Sequence[Callable[[Given], Tensor]]) -> list[Tensor] | None:
     """Several such answers to the same."""
-    given = []
+    given = _given(x)
+    return None if given is None else [_joined([answer(picture) for picture in given]) for answer in answers]
+
+
+def _given(x: Tensor) -> list[Given] | None:
+    """The pictures of a batch in whole numbers; None if one of them is not finite."""
+    found: list[Given] = []
     for picture in x.chunk(len(x)):
         rounded = Given.of(picture)
         if rounded is None:
             return None
-        given.append(rounded)
-    found = ([answer(picture) for picture in given] for answer in answers)
-    return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in found]
+        found.append(rounded)
+    return found
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _for_halves(weight: Quantised) -> Form:

@@ -76,16 +76,21 @@ class Given:
         return cls(_rounded(x, scale, zero), scale, zero)
 
 
-def product(given: Given, form: Form, bias: Tensor | None, then: str = "none") -> Tensor:
+def product(given: Given, form: Form, bias: Tensor | None, then: str = "none", onto: Tensor | None = None) -> Tensor:
     """(..., C) -> (..., N), float32.
 
     Args:
         form: `for_products` of a weight.
         then: done to the answer on its way out: "gelu" or "relu".
+        onto: (..., N), float32: the answer is added to it, in its place.
     """
     packed, scales, zeros = form
-    y: Tensor = torch.ops.onednn.qlinear_pointwise(
-        given.codes, given.scale, given.zero, packed, scales, zeros, bias, *AS_FLOAT, then, [], "none"
+    given_and_weight = given.codes, given.scale, given.zero, packed, scales, zeros
+    linear = torch.ops.onednn.qlinear_pointwise
+    y: Tensor = (
+        linear(*given_and_weight, bias, *AS_FLOAT, then, [], "none")
+        if onto is None
+        else linear.binary(*given_and_weight, onto, bias, *AS_FLOAT, 1.0, 0, "sum", 1.0, then, [], "none")
     )
     return y
 
