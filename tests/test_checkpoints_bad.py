@@ -365,6 +365,7 @@ def test_an_index_that_points_outside_its_folder_is_one_line(tmp_path: Path, mem
 # At their true size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [wrong_shape, missing_key, extra_key], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", ["sd_v1_full_ema", "sdxl_base", "sd_v2_depth", "ldm_layout2img_openimages256"])
 def test_a_spoiled_file_of_true_size_is_one_line(

@@ -148,6 +148,7 @@ def test_files_of_all_kinds_carry_averages() -> None:
     assert {MEMBERS[name][0] for name in AVERAGED} >= {"sd1", "ldm-celeba", "ldm-class", "ldm-layout", "ldm-inpainting"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AVERAGED)
 def test_the_running_average_of_a_real_file_is_chosen(tmp_path: Path, name: str) -> None:
     for ema, unused, why in ((False, ldm.EMA, "choose it with --ema"), (True, ldm.UNET, "in its place")):

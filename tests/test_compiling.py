@@ -128,6 +128,7 @@ def test_each_kind_of_block_is_compiled_once_for_all_sizes_and_batches(
     assert 0 < one <= 2 * kinds(model.unet), "a batch of one is the only one that is compiled for itself"
 
 
+@pytest.mark.slow
 def test_weights_are_asked_for_at_every_call(compiled: tuple[Model, Traced], plain: Model, folder: Path) -> None:
     """A LoRA puts others in their place and takes them off again."""
     model, traced = compiled

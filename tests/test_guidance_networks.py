@@ -97,6 +97,7 @@ def pag(denoiser: Denoiser[Conditioning], unet: UNet, scale: float, layers: tupl
     return Beside(within(lambda: identity_attention(unet, layers), cond), scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 @pytest.mark.parametrize("layers", [{"mid": "mid_block"}, {"mid": "mid_block", "up_blocks.1": "up_blocks.1"}])
 def test_perturbed_attention_guidance(both: Both, scale: float, layers: dict[str, str]) -> None:
@@ -119,6 +120,7 @@ def test_perturbed_attention_guidance_is_rescaled_with_the_rest(both: Both) -> N
     agree("PAG, rescaled", ours(both, make), expected)
 
 
+@pytest.mark.slow
 def test_rescaled_guidance(both: Both) -> None:
     def make(denoiser: Denoiser[Conditioning], unet: UNet) -> Denoise:
         return guided(denoiser, [Branch(told(COND))], told(UNCOND), Guidance(7.5, rescale=0.7))
@@ -128,6 +130,7 @@ def test_rescaled_guidance(both: Both) -> None:
     agree("rescaled", ours(both, make), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_self_attention_guidance(tmp_path: Path, scale: float) -> None:
     """Of a network that predicts noise: elsewhere their pipeline adds up velocities at different x."""
