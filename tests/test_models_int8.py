@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from safelight.adapters.kinds import Full
 from safelight.adapters.patching import patched
 from safelight.doors import Conditioning
-from safelight.models import int8, int8_products, packed
+from safelight.models import int8, int8_products, packed, packing
 from safelight.models.layers import DoublingConv, ResnetBlock, Upsample
 from safelight.models.spatial_transformer import GEGLU, Attention
 from safelight.models.unet import UNet
@@ -213,7 +213,7 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch() -> None:
     layer = nn.Linear(32, 48)
     holder = nn.ModuleDict({"layer": layer})
     layer.__class__ = int8.Int8Linear
-    layer.packing = packed.Packing(packed.Room(1e9), packed.HELD, (), (lambda: None, None))  # type: ignore[assignment, arg-type]
+    layer.packing = packing.Packing(packing.Room(1e9), packing.HELD, (), (lambda: None, None))  # type: ignore[assignment, arg-type]
     layer.read = None  # type: ignore[assignment]
     torch.manual_seed(0)
     x = torch.randn(3, 9, 32) * torch.tensor([1.0, 100.0, 0.01])[:, None, None]
@@ -325,7 +325,7 @@ def test_where_memory_is_short_a_layer_is_as_it_was(monkeypatch: pytest.MonkeyPa
     """It takes longer, and answers."""
     unet, asked = toy_unet(), _asked()
     wanted = unet(*asked)
-    monkeypatch.setattr(packed.Room, "free", classmethod(lambda cls: cls(0)))
+    monkeypatch.setattr(packing.Room, "free", classmethod(lambda cls: cls(0)))
     int8.quantise(unet, {})
-    with pytest.warns(packed.ShortMemoryWarning, match="memory is short"):
+    with pytest.warns(packing.ShortMemoryWarning, match="memory is short"):
         assert float((unet(*asked) - wanted).abs().max()) < 1e-5

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from safelight.adapters.kinds import Full
 from safelight.adapters.patching import patched
 from safelight.doors import Conditioning
-from safelight.models import packed, winograd
+from safelight.models import packed, packing, winograd
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.layers import ResnetBlock, Upsample, activated, doubled
 from safelight.models.norms import Norm
@@ -47,7 +47,7 @@ def _told(batch: int = 2, context: int | None = 24, size: tuple[int, int] = (10,
 TILES: packed.Tiles = ((60, (4, 4)), (40, (2, 4)), (1, (2, 2)))
 
 
-def _pack(network: nn.Module, pages: packed.Pages = packed.HELD) -> None:
+def _pack(network: nn.Module, pages: packing.Pages = packing.HELD) -> None:
     packed.pack(network, pages, TILES)
 
 
@@ -185,7 +185,7 @@ def test_a_picture_of_another_size_may_need_another_form() -> None:
 def test_for_a_few_calls_nothing_is_kept_and_the_answer_is_the_same() -> None:
     unet, ask = toy_unet(), _told(size=(32, 32))
     _pack(unet)
-    packed.expect(unet, packed.CALLS - 1)
+    packed.expect(unet, packing.CALLS - 1)
     few = ask(unet)
     assert not _laid_out(unet)
     packed.expect(unet, 1)
@@ -317,7 +317,7 @@ def test_without_room_nothing_is_kept_and_the_answer_is_the_same(monkeypatch: py
     _pack(unet)
     wanted = ask(unet)
     packed.unpack(unet)
-    monkeypatch.setattr(packed, "_free_bytes", lambda: 0.0)
+    monkeypatch.setattr(packing, "_free_bytes", lambda: 0.0)
     _pack(unet)
     assert torch.equal(ask(unet), wanted)
     assert not _laid_out(unet)

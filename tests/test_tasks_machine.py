@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import safelight
-from safelight.models import packed
+from safelight.models import packed, packing
 from safelight.tasks.machine import processors
 
 PROMPT = "a red apple on a blue background"
@@ -63,7 +63,7 @@ def test_its_weights_are_saved_as_they_came(monkeypatch: pytest.MonkeyPatch) -> 
     wanted = safelight.load("tiny").weights()
     monkeypatch.setattr(packed, "SMALLEST", 1)
     model = safelight.load("tiny")
-    model.txt2img(PROMPT, seed=3, steps=packed.CALLS)
+    model.txt2img(PROMPT, seed=3, steps=packing.CALLS)
     for part, tensors in model.weights().items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, wanted[part][name]), f"{part} {name}"
@@ -78,7 +78,7 @@ def test_a_weight_that_was_written_to_is_not_read_from_its_file_again(
     weight = model.unet.mid_block.resnets[0].conv1.weight
     wanted = 2 * weight
     weight.mul_(2)
-    model.txt2img(PROMPT, seed=3, steps=packed.CALLS)
+    model.txt2img(PROMPT, seed=3, steps=packing.CALLS)
     assert torch.equal(weight, wanted)
 
 

@@ -32,16 +32,8 @@ from safelight.models.layers import (
     kernels_of_doubled,
     watched,
 )
-from safelight.models.packed import (
-    HELD,
-    Form,
-    PackedUpsample,
-    Packing,
-    Pages,
-    Room,
-    told_of_the_words,
-    version,
-)
+from safelight.models.packed import PackedUpsample, told_of_the_words
+from safelight.models.packing import HELD, Form, Packing, Pages, Room, version
 from safelight.models.rounded_attention import attend_rounded
 from safelight.models.spatial_transformer import GEGLU, Attention, FeedForward, SpatialTransformer
 from safelight.models.unet import Level, UNet

@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from safelight.models.packed import Form
+from safelight.models.packing import Form
 
 HIGHEST = 127 if torch.cpu._is_vnni_supported() else 63
 """Of a weight. Processors without VNNI add two products up in 16 bits before they go on in 32: there must be room."""
