@@ -54,14 +54,20 @@ def test_who_is_free_does_the_next() -> None:
     assert done == [1, 2, 3, 4, 5, 6, 7, 0]
 
 
-def test_it_is_the_same_team_every_time_and_another_for_another_number_of_threads() -> None:
+def test_it_is_the_same_team_every_time() -> None:
     in_pieces(str, range(4))
     team = _ours()
     assert len(team) >= 2 and all(thread.daemon for thread in team)
     assert in_pieces(str, "abcd") == list("abcd") and _ours() == team
-    torch.set_num_threads(20)
-    assert set(in_pieces(lambda _: torch.get_num_threads(), range(40))) == {2}, "eight with two each"
-    assert len(_ours()) <= len(team) + 8
+
+
+@pytest.mark.parametrize(("threads", "size", "each"), [(8, 8, 1), (12, 6, 2), (15, 7, 2), (64, 8, 8)])
+def test_many_processors_are_shared_out(threads: int, size: int, each: int) -> None:
+    """None of twelve is left idle."""
+    torch.set_num_threads(threads)
+    before = _ours()
+    assert set(in_pieces(lambda _: torch.get_num_threads(), range(40))) == {each}
+    assert len(_ours() - before) == size and torch.get_num_threads() == threads
 
 
 def test_one_piece_or_one_thread_is_done_here() -> None:

@@ -7,6 +7,7 @@ where others are at work on the machine, much of that is waiting.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -30,12 +31,13 @@ class Team:
     def __init__(self, threads: int) -> None:
         """threads: of PyTorch's, among all of them."""
         self.tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        size = min(threads, MOST)
+        each = math.ceil(threads / MOST)
+        size = threads // each
         ready = Barrier(size + 1)
 
         def wait_for_work() -> None:
             torch.get_num_threads()  # the first question sets it to what the process has; it is this thread's own then
-            torch.set_num_threads(threads // size)
+            torch.set_num_threads(each)
             ready.wait()
             while True:
                 self.tasks.get()()
