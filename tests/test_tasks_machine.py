@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import safelight
 from safelight.models import packed, packing
-from safelight.tasks.machine import processors
+from safelight.tasks.machine import choose_threads, processors
 
 PROMPT = "a red apple on a blue background"
 
@@ -29,6 +30,23 @@ def test_a_containers_share_bounds_the_threads(said: str, most: int, tmp_path: P
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert processors(quota) == min(most, bound or 1)
     assert processors(tmp_path / "missing") == bound
+
+
+def test_functions_of_the_library_are_asked_for_once_by_one_thread() -> None:
+    """Of a few numbers, which PyTorch does not share out among threads; else the first answers may be coarse."""
+    asked: list[tuple[str, torch.dtype]] = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if args and isinstance(args[0], torch.Tensor) and args[0].numel() == 1:
+                asked.append((func.overloadpacket.__name__, args[0].dtype))
+            return func(*args, **(kwargs or {}))
+
+    threads = torch.get_num_threads()
+    with Seen():
+        choose_threads.__wrapped__()
+    torch.set_num_threads(threads)
+    assert {(name, dtype) for name in ("exp", "sqrt", "cos") for dtype in (torch.float32, torch.float64)} <= set(asked)
 
 
 @pytest.mark.parametrize("said", [{}, {"OMP_NUM_THREADS": "1"}], ids=["nothing", "one"])
