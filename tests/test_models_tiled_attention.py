@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from safelight.models import packed, tiled_attention
 from safelight.models.layers import attend
 from safelight.models.spatial_transformer import Attention
-from safelight.models.tiled_attention import attend_tiled
+from safelight.models.tiled_attention import Mkl, OneDnn, attend_tiled
 from toy import toy_unet
 
 
@@ -23,12 +23,18 @@ class Counted:
     heads: int = 0
 
 
+@pytest.fixture(autouse=True, params=[Mkl(least=1), OneDnn(least=1)], ids=["mkl", "onednn"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mkl | OneDnn:
+    """Either's, for any number of positions, on any processor."""
+    way: Mkl | OneDnn = request.param
+    monkeypatch.setattr(tiled_attention, "fast_products", lambda: way)
+    return way
+
+
 @pytest.fixture(autouse=True)
 def otherwise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
-    """For any number of positions, on any processor; several tiles each way, the last of them smaller."""
-    monkeypatch.setattr(tiled_attention, "LEAST", 1)
+    """Several tiles each way, the last of them smaller."""
     monkeypatch.setattr(tiled_attention, "TILE", (64, 24))
-    monkeypatch.setattr(tiled_attention, "multiplies_fast", lambda: True)
     counted = Counted()
 
     def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -59,6 +65,7 @@ def test_the_answer_is_softmax_attention(d: int, L: int, M: int, otherwise: Coun
     assert not otherwise.heads
 
 
+@pytest.mark.parametrize("products", [Mkl(least=1)], indirect=True)
 @pytest.mark.parametrize("d", [24, 160])
 @pytest.mark.parametrize("M", [1, 77, tiled_attention.FEW])
 def test_to_few_keys_it_is_too_however_large_scores_are(d: int, M: int, otherwise: Counted) -> None:
@@ -74,8 +81,8 @@ def test_to_few_keys_it_is_too_however_large_scores_are(d: int, M: int, otherwis
     assert not bool(y[1, 5].isfinite().all()) and bool(y[0].isfinite().all())
 
 
-def test_few_keys_and_many_queries_are_as_many_as_is_said(otherwise: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled_attention, "LEAST", 1 << 20)
+@pytest.mark.parametrize("products", [Mkl(least=1 << 20)], indirect=True)
+def test_few_keys_and_many_queries_are_as_many_as_is_said(otherwise: Counted) -> None:
     L, M = tiled_attention.LEAST_TO_FEW, tiled_attention.FEW
     for queries, keys, left in ((L, M, 0), (L - 1, M, 2), (L, M + 1, 4)):
         attend_tiled(*_given(1, queries, keys, 2, 8), 2)
@@ -124,7 +131,7 @@ def test_what_is_not_finite_stays_so(of: int) -> None:
 
 
 def test_few_positions_wide_heads_gradients_and_other_dtypes_are_attended_to_as_ever(
-    otherwise: Counted, monkeypatch: pytest.MonkeyPatch
+    otherwise: Counted, products: Mkl | OneDnn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     q, k, v = _given(1, 60, 70, 2, 16)
     attend_tiled(q, k, v, 2)
@@ -132,16 +139,15 @@ def test_few_positions_wide_heads_gradients_and_other_dtypes_are_attended_to_as_
     with torch.enable_grad():
         assert attend_tiled(q, k, v.clone().requires_grad_(), 2).requires_grad
     attend_tiled(q.bfloat16(), k.bfloat16(), v.bfloat16(), 2)
-    for name, value in (("LEAST", 61), ("WIDEST", 15), ("multiplies_fast", lambda: False)):
-        with monkeypatch.context() as other:
-            other.setattr(tiled_attention, name, value)
-            assert torch.equal(attend_tiled(q, k, v, 2), attend(q, k, v, 2))
-            other.setattr(tiled_attention, name, 16 if name == "WIDEST" else 60 if name == "LEAST" else lambda: True)
-            attend_tiled(q, k, v, 2)
-    assert otherwise.heads == 5 * 2, "not those at the limit"
-    monkeypatch.setattr(tiled_attention, "LEAST", 60)
-    attend_tiled(q, k[:, :59], v[:, :59], 2)
-    assert otherwise.heads == 6 * 2, "few keys"
+    for least, widest, keys, left in ((60, 16, 60, 0), (61, 16, 70, 2), (60, 16, 59, 2), (60, 15, 60, 2)):
+        otherwise.heads = 0
+        monkeypatch.setattr(tiled_attention, "WIDEST", widest)
+        monkeypatch.setattr(tiled_attention, "fast_products", lambda least=least: replace(products, least=least))
+        attend_tiled(q, k[:, :keys], v[:, :keys], 2)
+        assert otherwise.heads == left
+    monkeypatch.undo()
+    monkeypatch.setattr(tiled_attention, "fast_products", lambda: None)
+    assert torch.equal(attend_tiled(q, k, v, 2), attend(q, k, v, 2))
 
 
 def test_a_packed_unet_attends_so_and_no_longer_when_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
