@@ -2,10 +2,12 @@
 
     python benchmarks/attention.py                       # two minutes
     OMP_NUM_THREADS=1 python benchmarks/attention.py
+    python benchmarks/attention.py --products onednn     # or mkl: in tiles by them, whichever this processor gets
 
-Random queries, keys and values, of the sizes of a picture's attentions: Stable Diffusion 1's at 512x512, to itself at
-three levels and to the words, and Stable Diffusion 2's finest. Decibels are those of the answer's deviation over
-that of the difference, for scores of a deviation of 1; "inf" where PyTorch's own answers, as nothing is faster here.
+Random queries, keys and values, of the sizes of a picture's attentions: to itself, Stable Diffusion 1's at 512x512 at
+three levels and Stable Diffusion 2's finest at 512x512 and 768x768, and to the words. Decibels are those of the
+answer's deviation over that of the difference, for scores of a deviation of 1; "inf" where PyTorch's own answers, as
+nothing is faster here.
 """
 
 from __future__ import annotations
@@ -15,22 +17,29 @@ from functools import partial
 import torch
 
 from measuring import SAFELIGHT, Report, alternate, arguments
+from safelight.models import tiled_attention
 from safelight.models.layers import attend
 from safelight.models.rounded_attention import attend_rounded
-from safelight.models.tiled_attention import attend_tiled
+from safelight.models.tiled_attention import Mkl, OneDnn, Products, attend_tiled
 from safelight.tasks.machine import choose_threads, keep_memory
 
-SIZES = ((4096, 4096, 8, 40), (1024, 1024, 8, 80), (256, 256, 8, 160), (4096, 77, 8, 40), (4096, 4096, 5, 64))
+SELVES = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (4096, 5, 64), (9216, 5, 64))
+SIZES = (*((L, L, heads, d) for L, heads, d in SELVES), (4096, 77, 8, 40))
 """Queries, keys, heads and their width."""
+PRODUCTS: dict[str, Products] = {"mkl": Mkl(), "onednn": OneDnn()}
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--products", choices=PRODUCTS)
     options = parser.parse_args()
     report = Report.of(options)
     choose_threads()
     keep_memory()
+    if options.products is not None:
+        products = PRODUCTS[options.products]
+        tiled_attention.fast_products = lambda: products
     with torch.inference_mode():
         for L, M, heads, d in SIZES:
             q, k, v = (torch.randn(1, n, heads * d) for n in (L, M, M))
