@@ -56,15 +56,14 @@ def ours(sampler: str) -> Callable[[], int]:
     levels = sigmas(schedule, STEPS, "leading", entry.ends_at)
     cond, uncond = (Conditioning(context=torch.randn(1, 77, 768)) for _ in range(2))
 
-    def walk() -> int:
+    def begin() -> Walk:
         with torch.inference_mode():
             noise = Noise([1], SHAPE)
             denoise = classifier_free(Denoiser(nothing, schedule), cond, uncond, GUIDANCE)
             begun = start(noise(), levels)
-        whole = Walk(entry.function, levels, begun, denoise, noise, None, Clock())
-        return sum(1 for _ in whole.steps())
+        return Walk(entry.function, levels, begun, denoise, noise, None, Clock(), begin, lambda: None)
 
-    return walk
+    return lambda: sum(1 for _ in begin().steps())
 
 
 def theirs(sampler: str) -> Callable[[], int]:
