@@ -139,15 +139,18 @@ def test_few_positions_wide_heads_gradients_and_other_dtypes_are_attended_to_as_
     with torch.enable_grad():
         assert attend_tiled(q, k, v.clone().requires_grad_(), 2).requires_grad
     attend_tiled(q.bfloat16(), k.bfloat16(), v.bfloat16(), 2)
+    assert otherwise.heads == 2 * 2, "the one with gradients and the one in bfloat16"
     for least, widest, keys, left in ((60, 16, 60, 0), (61, 16, 70, 2), (60, 16, 59, 2), (60, 15, 60, 2)):
         otherwise.heads = 0
         monkeypatch.setattr(tiled_attention, "WIDEST", widest)
         monkeypatch.setattr(tiled_attention, "fast_products", lambda least=least: replace(products, least=least))
         attend_tiled(q, k[:, :keys], v[:, :keys], 2)
         assert otherwise.heads == left
-    monkeypatch.undo()
+    otherwise.heads = 0
+    monkeypatch.setattr(tiled_attention, "WIDEST", 16)
     monkeypatch.setattr(tiled_attention, "fast_products", lambda: None)
     assert torch.equal(attend_tiled(q, k, v, 2), attend(q, k, v, 2))
+    assert otherwise.heads == 2, "on other processors"
 
 
 def test_a_packed_unet_attends_so_and_no_longer_when_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
