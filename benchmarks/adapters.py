@@ -13,11 +13,10 @@ file in memory, in units of the changed tensors' size.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 
-from measuring import Times, print_machine, ratio, run
+from measuring import Report, Times, arguments, ratio, run
 
 MEASURE = """
 import json, resource, sys, time
@@ -93,14 +92,14 @@ print(json.dumps({**times, "reading": reading, "memory": memory / size, "size": 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--preset", default="sd1")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the model")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--kinds", nargs="+", choices=("lora", "locon", "loha"), default=("lora", "locon", "loha"))
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
-    print_machine()
+    report = Report.of(options)
     print(f"{options.preset}, {options.dtype}, rank {options.rank}, a file in float16\n")
     print(
         f"{'':<8}{'read, s':>9}{'on, s':>9}{'CPU s':>9}{'off, s':>9}{'copying, s':>12}{'on / copying':>14}{'':<18}",
@@ -109,14 +108,12 @@ def main() -> None:
     print(f"{'changed, GB':>13}{'memory':>9}")
     for kind in options.kinds:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = (options.preset, options.dtype, str(options.rank), kind, str(options.turns), folder)
-            found = json.loads(run(MEASURE, *arguments))
+            given = (options.preset, options.dtype, str(options.rank), kind, str(options.turns), folder)
+            found = json.loads(run(MEASURE, *given))
         on, busy, off, least = (Times(found[name]) for name in ("on", "busy", "off", "least"))
-        print(
-            f"{kind:<8}{found['reading']:>9.2f}{on.median:>9.2f}{busy.median:>9.2f}{off.median:>9.4f}{least.median:>12.2f}",
-            end="",
-        )
-        print(f"{ratio(on, least):>32}{found['size'] / 1e9:>13.2f}{found['memory']:>9.2f}")
+        line = f"{kind:<8}{found['reading']:>9.2f}{on.median:>9.2f}{busy.median:>9.2f}{off.median:>9.4f}"
+        line += f"{least.median:>12.2f}{ratio(on, least):>32}{found['size'] / 1e9:>13.2f}{found['memory']:>9.2f}"
+        report.add(line, kind=kind, **found)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ counts how often: pictures with the very bytes of the one drawn alone, and the l
 
 from __future__ import annotations
 
-import argparse
+from functools import partial
 
 import numpy as np
 
 import safelight
-from measuring import print_machine
-from safelight.diffusion.samplers import SAMPLERS
+from measuring import Report, arguments
+from safelight.diffusion.samplers import SAMPLERS, Step
 from safelight.tasks.metadata import RECORD_CHUNK, Record
+from safelight.tasks.model import Model
 
 BATCHES = (2, 4, 8)
 PROMPT = "a cat face to the left of a key on a yellow background"
@@ -24,16 +25,16 @@ PROMPT = "a cat face to the left of a key on a yellow background"
 
 def main() -> None:
     """Print a line for each sampler."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS))
     parser.add_argument("--steps", type=int, default=10)
-    arguments = parser.parse_args()
-    print_machine()
+    options = parser.parse_args()
+    report = Report.of(options)
     model = safelight.load("tiny", "cpu", "float32")
     print(f"{'sampler':<20}{'same bytes':>12}{'largest difference':>20}{'previews':>10}{'from record':>13}")
     whole, total = 0, 0
-    for sampler in arguments.samplers:
-        request = safelight.TextToImage(prompt=PROMPT, seed=100, steps=arguments.steps, sampler=sampler)
+    for sampler in options.samplers:
+        request = safelight.TextToImage(prompt=PROMPT, seed=100, steps=options.steps, sampler=sampler)
         alone = [model.draw(request.changed(seed=100 + k))[0] for k in range(max(BATCHES))]
         same, far = 0, 0
         last = []
@@ -42,13 +43,20 @@ def main() -> None:
             for k, image in enumerate(last):
                 same += image.tobytes() == alone[k].tobytes()
                 far = max(far, int(np.abs(np.asarray(image, np.int16) - np.asarray(alone[k], np.int16)).max()))
-        looked = model.draw(request, lambda step: model.preview(step) and None)[0].tobytes() == alone[0].tobytes()
+        looked = model.draw(request, partial(looking, model))[0].tobytes() == alone[0].tobytes()
         record = Record.read(str(last[-1].info[RECORD_CHUNK]), "the last picture")
         again = model.draw(record.asked())[0].tobytes() == alone[max(BATCHES) - 1].tobytes()
         count = sum(BATCHES)
         whole, total = whole + same, total + count
-        print(f"{sampler:<20}{f'{same} of {count}':>12}{f'{far}/255':>20}{looked!s:>10}{again!s:>13}", flush=True)
+        line = f"{sampler:<20}{f'{same} of {count}':>12}{f'{far}/255':>20}{looked!s:>10}{again!s:>13}"
+        told = {"same": same, "count": count, "difference": far, "with_previews": looked, "from_record": again}
+        report.add(line, sampler=sampler, **told)
     print(f"in all {whole} of {total} pictures have the bytes of those drawn alone")
+
+
+def looking(model: Model, step: Step) -> None:
+    """Make a preview of the step, as a watcher does."""
+    model.preview(step)
 
 
 if __name__ == "__main__":

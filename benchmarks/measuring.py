@@ -58,7 +58,7 @@ def taken(contestants: Mapping[str, Callable[[], float]], turns: int, warmup: in
     """Let each measure itself once per turn, in an order that is reversed every other turn; the first do not count."""
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warmup + turns):
-        order = list(contestants) if turn % 2 == 0 else list(reversed(contestants))
+        order = list(contestants) if turn % 2 == 0 else list(contestants)[::-1]
         for name in order:
             seconds = contestants[name]()
             if turn >= warmup:

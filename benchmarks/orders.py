@@ -10,6 +10,7 @@ All is in float64 with fixed seeds: the numbers are the same wherever it is run.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from diffusion_oracles import SD, walk
+from measuring import Report, arguments
 from mixture import (
     DETERMINISTIC,
     DEVIATIONS,
@@ -46,17 +48,29 @@ CONSISTENCY = ("lcm", "tcd")
 """They are for networks that answer with the end of the path: with a denoiser they do not reach the data."""
 
 
-def row(name: str, numbers: list[float], *more: str) -> None:
-    print(f"{name:<24}" + "".join(f"{number:10.2e}" for number in numbers) + "".join(f"{text:>9}" for text in more))
+@dataclass
+class Table:
+    """One of the three, row by row: a sampler, a number for each of `COUNTS`, and what else is said of it."""
+
+    report: Report
+    title: str
+    more: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = "".join(f"{count:>10}" for count in COUNTS)
+        print(f"\n{self.title}\n{'':<24}{counts}" + "".join(f"{text:>9}" for text in self.more))
+
+    def add(self, sampler: str, numbers: list[float], *said: float) -> None:
+        line = f"{sampler:<24}" + "".join(f"{number:10.2e}" for number in numbers)
+        line += "".join(f"{x:>9g}" if isinstance(x, int) else f"{x:>9.2f}" for x in said)
+        self.report.add(
+            line, what=self.title, sampler=sampler, numbers=numbers, **dict(zip(self.more, said, strict=True))
+        )
 
 
-def heading(title: str, *more: str) -> None:
-    print(f"\n{title}\n{'':<24}" + "".join(f"{count:>10}" for count in COUNTS) + "".join(f"{text:>9}" for text in more))
-
-
-def order(found: list[float]) -> str:
+def order(found: list[float]) -> float:
     """Measured from 20 to 80 steps: a third of both leaves the same, which decides how `dpm_fast` ends."""
-    return f"{measured_order((COUNTS[2], COUNTS[4]), (found[2], found[4])):.2f}"
+    return measured_order((COUNTS[2], COUNTS[4]), (found[2], found[4]))
 
 
 def quantiles(count: int) -> Tensor:
@@ -89,19 +103,22 @@ def distances(name: str, exact: Tensor) -> list[float]:
 
 
 def main() -> None:
-    heading(f"rms error against the ODE, sigma {HIGH:g} to {LOW:g}, evenly in log(sigma), by steps", "order", "stated")
+    report = Report.of(arguments(__doc__).parse_args())
+    title = f"rms error against the ODE, sigma {HIGH:g} to {LOW:g}, evenly in log(sigma), by steps"
+    table = Table(report, title, ("order", "stated"))
     for name, (sampler, stated) in {**DETERMINISTIC, **VARIANTS}.items():
         found = ode_errors(sampler, COUNTS)
-        row(name, found, order(found), str(stated))
-    heading(f"rms distance from the picture of {LIMIT} steps with the same seed, by steps", "order")
+        table.add(name, found, order(found), stated)
+    title = f"rms distance from the picture of {LIMIT} steps with the same seed, by steps"
+    table = Table(report, title, ("order",))
     for name in (*PATHS, "euler_a"):
         found = path_errors(SAMPLERS[name].function, COUNTS, LIMIT)
-        row(name, found, order(found))
-    heading("Wasserstein-1 distance of 262,144 numbers from the data, by calls of the network")
+        table.add(name, found, order(found))
+    table = Table(report, "Wasserstein-1 distance of 262,144 numbers from the data, by calls of the network")
     exact = quantiles(16 * 128 * 128)
     for name, entry in SAMPLERS.items():
         if name in BESIDE or (entry.order is None and name not in (*CONSISTENCY, "dpm_adaptive")):
-            row(name, distances(name, exact))
+            table.add(name, distances(name, exact))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean, median
-from typing import cast
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -176,7 +176,8 @@ def quality(options: argparse.Namespace) -> None:
         row += [] if distance is None else ["" if apart is None else f"{apart:.4f}"]
         row += [f"{walked[name].median:.2f}", f"{median(faster):.2f}", f"{work[name] / 1e12:.1f}", f"{less:.2f}"]
         found = {q.replace(" ", "_"): [float(m[q]) for m in marks if q in m] for q in ASKED}
-        gains = {"lost": lost, "won": won, "seconds": walked[name].seconds, "times_faster": faster, "flop": work[name]}
+        gains: dict[str, Any] = {"lost": lost, "won": won, "flop": work[name]}
+        gains |= {"seconds": walked[name].seconds, "times_faster": faster}
         report.add(f"| {name} | {' | '.join(row)} |", shortcut=name, psnr=far, lpips=apart, **found, **gains)
 
 
@@ -267,7 +268,7 @@ def previews(options: argparse.Namespace) -> None:
         "preview decoder": model._previews.show,
         "planes": planes,
     }
-    calls: dict[str, Callable[[], object]] = {name: lambda f=f: f(latent) for name, f in kinds.items()}
+    calls: dict[str, Callable[[], object]] = {name: partial(f, latent) for name, f in kinds.items()}
     _shown(report, "tiny, 64x64", alternate(calls, options.turns * 10))
 
     steps: list[Step] = []
@@ -298,9 +299,9 @@ def _large(report: Report, options: argparse.Namespace) -> None:
         "our default shape": PreviewDecoderConfig(width=16, blocks=(2,), pixels=LARGE.factor),
     }
     decoders = {name: decoded_by(PreviewDecoder(shape).eval()) for name, shape in shapes.items()}
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "decoder": lambda: autoencoder.decode(large),
-        **{name: lambda f=f: f(large) for name, f in decoders.items()},
+        **{name: partial(f, large) for name, f in decoders.items()},
         "planes": lambda: _plane_like(large, LARGE.factor),
     }
     print()

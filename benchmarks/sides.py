@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -151,7 +151,8 @@ class Decoding(nn.Module):
 
     def __init__(self, autoencoder: nn.Module, scale: float) -> None:
         super().__init__()
-        self.autoencoder, self.scale = autoencoder, scale
+        self.autoencoder: Any = autoencoder
+        self.scale = scale
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, H, W)."""
@@ -164,7 +165,7 @@ class Encoding(Decoding):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w)."""
-        h = self.autoencoder.quant_conv(self.autoencoder.encoder(pixels))
+        h: Tensor = self.autoencoder.quant_conv(self.autoencoder.encoder(pixels))
         return h.chunk(2, dim=1)[0] * self.scale
 
 

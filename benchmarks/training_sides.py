@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ def ours(
         loop = TuningLoop(
             output=Path(temporary) / "out", images=1000, lr=LR, clip=CLIP, weight_decay=DEFAULT_DECAY, device=where
         )
-        common = {"model": str(model), "gradient_checkpointing": checkpointing}
+        common: dict[str, Any] = {"model": str(model), "gradient_checkpointing": checkpointing}
         if what == "lora":
             made = type("Lora", (Watched, LoraRecipe), {})
             recipe = made(LoraSettings(rank=RANK, alpha=ALPHA, layers="attention", **common), data, loop)
@@ -105,7 +105,7 @@ def theirs(
         t = torch.randint(scheduler.config.num_train_timesteps, (1,), generator=generator).to(device)
         predicted = unet(scheduler.add_noise(latent, noise, t), t, context, return_dict=False)[0]
         loss = F.mse_loss(predicted.float(), noise, reduction="mean")
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
         optimizer.zero_grad()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -168,3 +170,40 @@ def test_what_int8_costs_is_told_for_every_step(
     said = [line for line in capsys.readouterr().out.splitlines() if "dB" in line]
     assert [line.split()[0] for line in said] == ["step", "step", "step", "pictures"]
     assert all(25 < float(line.split()[-4]) < 80 for line in said)
+
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TINY = ("--preset", "tiny")
+ONCE = ("--turns", "1")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "networks": ("unet", "guided", "decode", "encode", "text", *TINY, *ONCE),
+    "attention": ONCE,
+    "shortcuts": ("previews", "--prompts", "2", "--size", "64", *ONCE),
+    "startup": (*TINY, "--steps", "1", *ONCE),
+    "loading": (*TINY, *ONCE),
+    "training": (*TINY, "--steps", "1", *ONCE),
+    "growth": (*TINY, "--sizes", "64", "--patience", "0.1"),
+    "decode": (*TINY, "--sizes", "64"),
+    "overhead": ONCE,
+    "orders": (),
+    "batches": ("--samplers", "euler", "--steps", "2"),
+    "adapters": (*TINY, *ONCE),
+}
+"""Every command of docs/benchmarks.md (but int8's and other words of shortcuts', above), at its smallest."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_benchmark_goes_to_its_end(name: str, tmp_path: Path) -> None:
+    """And writes rows with numbers in them, where it writes any."""
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *COMMANDS[name], "--json", str(tmp_path / "x.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "x.json").read_text())
+    assert written["date"] and written["rows"]
+
+
+def test_every_benchmark_that_is_told_of_is_there() -> None:
+    text = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text()
+    told = {word.removeprefix("benchmarks/").removesuffix(".py") for word in re.findall(r"benchmarks/\w+\.py", text)}
+    assert told == {*COMMANDS, "int8"}

@@ -107,5 +107,5 @@ def trust(judge: Judge, name: str, count: int = 200) -> float:
     generator = torch.Generator().manual_seed(HELD_OUT)
     pixels = blemish(torch.cat([to_pixels(image) for image in images]), generator)
     with torch.inference_mode():
-        answers = torch.cat([judge(some).objects.argmax(1) for some in pixels.split(AT_ONCE)])
+        answers = torch.cat([judge(some).objects.argmax(1) for some in torch.split(pixels, AT_ONCE)])
     return float((answers == labels(asked[0]).objects[0]).float().mean())
