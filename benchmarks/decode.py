@@ -1,12 +1,13 @@
 """Memory and time of decoding and encoding large pictures: at once, and in strips.
 
-    pip install '.[test]' && python benchmarks/decode.py            # up to 1024x1024: 5 GB of memory, some minutes
-    python benchmarks/decode.py --sizes 2048 --ways strips          # 3.5 GB; an hour where the cores are few and slow
+    pip install '.[test]' && python benchmarks/decode.py            # up to 1024x1024: 8 GB of memory, some minutes
+    python benchmarks/decode.py --tasks decode --sizes 2048 --ways strips         # 4 GB; ten minutes on two cores
 
-Stable Diffusion's autoencoder with random weights (83,653,863 parameters, float32), each picture in a process of its
-own, one after the other. Memory is the peak of the resident memory above that of the process with the weights in it.
-The difference is the largest one between the two ways, of pixels in [-1, 1] or of the latent's mean, for a smooth
-latent or picture and for noise: 1/255 of a picture is 0.0078.
+The autoencoder of a model, Stable Diffusion 1's with random weights (83,653,863 parameters, float32) if nothing else is
+asked for, as `safelight.load` has it; each picture in a process of its own, one after the other. Memory is the peak of
+the resident memory above that of the process with the weights in it. The difference is the largest one between the two
+ways, of pixels in [-1, 1] or of the latent's mean, for a smooth latent or picture and for noise: 1/255 of a picture is
+0.0078.
 """
 
 from __future__ import annotations
@@ -16,37 +17,35 @@ import tempfile
 from pathlib import Path
 
 from measuring import Report, arguments, run
+from safelight.presets import PRESETS
+from weights import FOLDER, folder
 
 ONE = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import torch
-from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
-from safelight.models.strips import decode_in_strips, encode_in_strips
+import safelight
+from safelight.models import strips
+sys.path.insert(0, sys.argv[1])
+from measuring import peak
 
-task, way, kind, size, target = *sys.argv[1:4], int(sys.argv[4]), Path(sys.argv[5])
-unit = 1 if sys.platform == "darwin" else 1024
+task, way, kind, size, model, target = *sys.argv[2:5], int(sys.argv[5]), safelight.load(sys.argv[6]), Path(sys.argv[7])
+strips.MOST_AT_ONCE = sys.maxsize if way == "whole" else 0
 torch.manual_seed(0)
-autoencoder = Autoencoder(AutoencoderConfig()).eval().requires_grad_(False)
-channels, side = (4, size // 8) if task == "decode" else (3, size)
+channels, side = (4, size // model.preset.factor) if task == "decode" else (3, size)
 if kind == "noise":
     x = torch.randn(1, channels, side, side)
 else:
     coarse = torch.randn(1, channels, 5, 5)
     x = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic", align_corners=True)
-ways = {
-    ("decode", "whole"): autoencoder.decode,
-    ("decode", "strips"): lambda z: decode_in_strips(autoencoder, z),
-    ("encode", "whole"): lambda pixels: autoencoder.encode(pixels)[0],
-    ("encode", "strips"): lambda pixels: encode_in_strips(autoencoder, pixels)[0],
-}
+do = model.to_pixels if task == "decode" else model.to_latent
 with torch.inference_mode():
-    ways[task, way](x[:, :, :64, :64] if task == "encode" else x[:, :, :8, :8])  # the first call makes kernels
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, time.perf_counter()
-    y = ways[task, way](x)
-seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    do(x[:, :, :64, :64] if task == "encode" else x[:, :, :8, :8])  # the first call reads the weights
+    before, started = peak(), time.perf_counter()
+    y = do(x)
+seconds, most = time.perf_counter() - started, peak()
 torch.save(y.clone(), target)
-print(json.dumps({"gigabytes": (peak - before) / 1e9, "seconds": seconds}))
+print(json.dumps({"gigabytes": (most - before) / 1e9, "seconds": seconds}))
 """
 
 DIFFERENCE = """
@@ -56,6 +55,8 @@ a, b = (torch.load(path) for path in sys.argv[1:])
 print(float((a - b).abs().max()))
 """
 
+HERE = str(Path(__file__).resolve().parent)
+
 
 def main() -> None:
     parser = arguments(__doc__)
@@ -63,17 +64,22 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=("whole", "strips"), default=("whole", "strips"))
     parser.add_argument("--kinds", nargs="+", choices=("smooth", "noise"), default=("smooth", "noise"))
     parser.add_argument("--sizes", nargs="+", type=int, default=(512, 768, 1024), help="sides of square pictures")
+    parser.add_argument(
+        "--preset", choices=[name for name, preset in PRESETS.items() if preset.autoencoder], default="sd1"
+    )
+    parser.add_argument("--scratch", type=Path, help="where weights are kept for the next run; default: nowhere")
     options = parser.parse_args()
     report = Report.of(options)
     print(f"{'':<8}{'size':>6}{'input':>9}{'way':>9}{'GB':>8}{'seconds':>10}{'difference':>13}")
-    with tempfile.TemporaryDirectory() as temporary:
+    with folder(options.preset, "float32", options.scratch) as weights, tempfile.TemporaryDirectory() as temporary:
+        model = str(weights / FOLDER)
         for task in options.tasks:
             for size in options.sizes:
                 for kind in options.kinds:
                     paths = []
                     for way in options.ways:
                         paths.append(str(Path(temporary) / f"{way}.pt"))
-                        found = json.loads(run(ONE, task, way, kind, str(size), paths[-1]))
+                        found = json.loads(run(ONE, HERE, task, way, kind, str(size), model, paths[-1]))
                         line = f"{task:<8}{size:>6}{kind:>9}{way:>9}{found['gigabytes']:>8.2f}{found['seconds']:>10.1f}"
                         off = float(run(DIFFERENCE, *paths)) if len(paths) > 1 else None
                         said = "" if off is None else f"{off:>13.1e}"

@@ -26,7 +26,7 @@ class Norm:
     @classmethod
     def of(cls, norm: nn.GroupNorm, strips: Iterable[Tensor]) -> Norm:
         """Measure a picture's strips, each (B, C, n, W), for a norm."""
-        counts, means, variances = [], [], []
+        counts, means, variances = [], [], []  # plain numbers: small tensors would stand about on the heap, see `Kept`
         for strip in strips:
             B, C, n, W = strip.shape
             order = torch.channels_last if strip.stride(1) == 1 else torch.contiguous_format
@@ -34,13 +34,13 @@ class Norm:
             # PyTorch's own is quick on strips; on 256 channels of 512x512 at once it took twenty times as long.
             found = torch.native_group_norm(x, None, None, B, C, n * W, norm.num_groups, norm.eps)
             counts.append(n)
-            means.append(found[1])  # (B, G)
-            variances.append(found[2] ** -2 - norm.eps)
-        share = torch.tensor(counts, device=means[0].device, dtype=torch.float32)[:, None, None] / sum(counts)
-        every = torch.stack(means)  # (strips, B, G)
+            means.append(found[1].tolist())  # of B times G
+            variances.append((found[2] ** -2 - norm.eps).tolist())
+        share, every, within = (torch.tensor(x, device=norm.weight.device) for x in (counts, means, variances))
+        share = share.float()[:, None, None] / sum(counts)
         mean = (share * every).sum(dim=0)
         # The variance of all is that within the strips and that between them (Chan et al. 1983, eq. 2.1).
-        variance = (share * (torch.stack(variances) + (every - mean).square())).sum(dim=0)
+        variance = (share * (within + (every - mean).square())).sum(dim=0)
         repeats = norm.num_channels // norm.num_groups
         by_channel = [x.repeat_interleave(repeats, dim=1) for x in (torch.rsqrt(variance + norm.eps), mean)]
         scale = by_channel[0] * norm.weight.float()

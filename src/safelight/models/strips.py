@@ -7,8 +7,8 @@ first, from all strips: mean and variance of a group norm, keys and values of th
 
 What this costs: the finest level's activations can be kept only once, so that what is needed both for a norm's
 statistics and behind it is computed again. This is the first convolution of each residual block of that level (twice),
-and in the decoder the upsampling before it (three times), of which `DoublingConv` saves about as much: 1.3 times the
-processor time in all. At most one activation of the finest level is in memory, with what a few strips need: for Stable
+and in the decoder the upsampling before it (three times), of which `DoublingConv` saves about as much: 1.3 to 1.5
+times the time in all. At most one activation of the finest level is in memory, with what a few strips need: for Stable
 Diffusion's autoencoder in float32 512 bytes per pixel, and half a gigabyte.
 
 Shapes: B batch, C channels, H W size of a picture or an activation, h w latent size.
@@ -18,52 +18,61 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from mmap import mmap
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safelight.models.autoencoder import Autoencoder, AutoencoderConfig, Level, Middle
+from safelight.models.autoencoder import Autoencoder, Level, Middle
 from safelight.models.layers import PositionAttention, ResnetBlock, Upsample, attend
 from safelight.models.norms import Norm
+from safelight.models.packed import PackedResnetBlock
 
-LARGEST_AT_ONCE = 768 << 20
-"""Bytes of the largest activation up to which strips are not needed: memory's peak is some four times as much."""
-STRIP_BYTES = 64 << 20
+MOST_AT_ONCE = 3 << 30
+"""Bytes of memory up to which a picture is encoded or decoded at once."""
+ACTIVATIONS, ACTIVATIONS_PACKED = 4, 8 / 3
+"""So many times the largest activation are in memory then, at most; of `PackedResnetBlock`s fewer."""
+STRIP_BYTES = 32 << 20
 """Of a strip of an activation; some five times as much is in memory while it is made."""
 QUERIES_AT_ONCE = 4096
 """Where attention holds all scores in memory, they are of so many queries at a time."""
 
 
-def strips_needed(config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, batch: int = 1) -> bool:
-    """Whether a picture (batch, 3, height, width) is so large that it should be encoded and decoded in strips."""
-    widths = config.channels
+def too_large(autoencoder: Autoencoder, height: int, width: int, dtype: torch.dtype, batch: int = 1) -> bool:
+    """Whether pictures (batch, 3, height, width) should not be encoded or decoded at once."""
+    widths = autoencoder.config.channels
     numbers = max(
         width_here * (height >> level) * (width >> level)
         for level in range(len(widths))
         for width_here in widths[level : level + 2]  # an upsampled activation still has the coarser level's channels
     )
-    return batch * numbers * dtype.itemsize > LARGEST_AT_ONCE
+    packed = isinstance(autoencoder.encoder.mid_block.resnets[0], PackedResnetBlock)
+    return batch * numbers * dtype.itemsize * (ACTIVATIONS_PACKED if packed else ACTIVATIONS) > MOST_AT_ONCE
 
 
 def decode(autoencoder: Autoencoder, z: Tensor) -> Tensor:
-    """`Autoencoder.decode`, in strips if the picture is large: (B, C, h, w) -> (B, 3, H, W)."""
+    """`Autoencoder.decode`, of many pictures one by one, and of a large one in strips: (B, C, h, w) -> (B, 3, H, W)."""
     factor, (B, _, h, w) = autoencoder.config.factor, z.shape
-    if strips_needed(autoencoder.config, h * factor, w * factor, z.dtype, B):
-        return decode_in_strips(autoencoder, z)
-    return autoencoder.decode(z)
+    if not too_large(autoencoder, h * factor, w * factor, z.dtype, B):
+        return autoencoder.decode(z)
+    if B > 1:
+        return torch.cat([decode(autoencoder, one) for one in torch.split(z, 1)])
+    return decode_in_strips(autoencoder, z)
 
 
 def encode(autoencoder: Autoencoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """`Autoencoder.encode`, in strips if the picture is large: (B, 3, H, W) -> mean and logvar, each (B, C, h, w)."""
+    """`Autoencoder.encode`, likewise: (B, 3, H, W) -> mean and logvar, each (B, C, h, w)."""
     B, _, H, W = pixels.shape
-    if strips_needed(autoencoder.config, H, W, pixels.dtype, B):
-        return encode_in_strips(autoencoder, pixels)
-    return autoencoder.encode(pixels)
+    if not too_large(autoencoder, H, W, pixels.dtype, B):
+        return autoencoder.encode(pixels)
+    if B > 1:
+        means, logvars = zip(*(encode(autoencoder, one) for one in torch.split(pixels, 1)), strict=True)
+        return torch.cat(means), torch.cat(logvars)
+    return encode_in_strips(autoencoder, pixels)
 
 
 def decode_in_strips(autoencoder: Autoencoder, z: Tensor, strip_bytes: int = STRIP_BYTES) -> Tensor:
@@ -77,8 +86,8 @@ def decode_in_strips(autoencoder: Autoencoder, z: Tensor, strip_bytes: int = STR
     B, _, h, w = z.shape
     finest = B * config.channels[0] * (h * config.factor) * (w * config.factor)
     with torch.no_grad():
-        strips = _Strips(strip_bytes // z.element_size(), finest)
-        x = strips.middle(decoder.mid_block, Kept.of(decoder.conv_in(autoencoder.post_quant_conv(entries))))
+        strips = _Strips.of(strip_bytes, finest, z)
+        x = strips.middle(decoder.mid_block, Whole(decoder.conv_in(autoencoder.post_quant_conv(entries))))
         for level in decoder.up_blocks:
             x = strips.level(cast(Level, level), x)
         return strips.out(decoder.conv_norm_out, decoder.conv_out, x)
@@ -94,8 +103,8 @@ def encode_in_strips(autoencoder: Autoencoder, pixels: Tensor, strip_bytes: int 
     B, _, H, W = pixels.shape
     finest = B * config.channels[0] * H * W
     with torch.no_grad():
-        strips = _Strips(strip_bytes // pixels.element_size(), finest)
-        x: Rows = strips.keep(Made(Kept.of(pixels), encoder.conv_in, config.channels[0], halo=1))
+        strips = _Strips.of(strip_bytes, finest, pixels)
+        x: Rows = strips.keep(Made(Whole(pixels), encoder.conv_in, config.channels[0], halo=1))
         for level in encoder.down_blocks:
             x = strips.level(cast(Level, level), x)
         x = strips.middle(encoder.mid_block, x)
@@ -119,34 +128,93 @@ class Rows(ABC):
         """Rows before this one will not be asked for again."""
 
 
-class Kept(Rows):
-    """Rows in memory, in pieces that are let go one by one."""
+class Whole(Rows):
+    """Rows of one tensor."""
 
-    def __init__(self, shape: tuple[int, int, int, int]) -> None:
-        B, C, _, W = self.shape = shape
-        self.row = B * C * W
-        self.pieces: deque[tuple[int, Tensor]] = deque()
-        """Pieces (B, C, n, W), each behind the number of its first row."""
-
-    @classmethod
-    def of(cls, x: Tensor) -> Kept:
-        """(B, C, H, W), in one piece."""
+    def __init__(self, x: Tensor) -> None:
+        """(B, C, H, W)."""
         B, C, H, W = x.shape
-        kept = cls((B, C, H, W))
-        kept.pieces.append((0, x))
-        return kept
+        self.shape, self.row = (B, C, H, W), B * C * W
+        self.x: Tensor | None = x
 
     def read(self, start: int, end: int) -> Tensor:
-        parts = [
-            x[:, :, max(start - first, 0) : end - first]
-            for first, x in self.pieces
-            if first < end and start < first + x.shape[2]
-        ]
+        assert self.x is not None
+        return self.x[:, :, start:end]
+
+    def forget(self, before: int) -> None:
+        if before >= self.shape[2]:
+            self.x = None
+
+
+class Rooms:
+    """Memory of one activation after the other: flat tensors of one size, on the CPU not of the heap.
+
+    Whatever stays on the heap, between what layers take and give back all the time, leaves holes there that the next
+    strip just does not fit in: together as much again as an activation. So all rooms are there from the beginning; the
+    system finds memory for them when something is put in.
+    """
+
+    def __init__(self, size: int, count: int, like: Tensor) -> None:
+        """Say how many numbers go into one, how many rooms there should be, and numbers of which kind."""
+        self.size, self.like = size, like[:0]
+        self.free = list(self.made(count * size).view(count, size)) if like.device.type == "cpu" else []
+
+    def take(self, size: int) -> Tensor:
+        """(size,) or more, with whatever was in it."""
+        room = self.free.pop() if self.free else None
+        return self.made(max(size, self.size)) if room is None or room.numel() < size else room
+
+    def made(self, size: int) -> Tensor:
+        """(size,), new."""
+        if self.like.device.type != "cpu":
+            return self.like.new_empty(size)
+        return torch.frombuffer(mmap(-1, size * self.like.element_size()), dtype=self.like.dtype)
+
+
+class Kept(Rows):
+    """Rows in memory, which is given back room by room."""
+
+    def __init__(self, shape: tuple[int, int, int, int], rooms: Rooms) -> None:
+        """Say whose rows, and where they go."""
+        B, C, _, W = self.shape = shape
+        self.row, self.rooms = B * C * W, rooms
+        self.each = max(rooms.size // self.row, 1)
+        """Rows in a room."""
+        self.held: dict[int, Tensor] = {}
+        """The rooms, by their number."""
+        self.last = False
+        """Whether channels are next to each other, as in the first rows."""
+
+    def fill(self, rows: Rows, start: int, end: int) -> None:
+        """Keep some of these rows; those before them are kept already."""
+        for k in self._spans(start, end):
+            if k not in self.held:  # made before anything of the strip is: see `Rooms`
+                self.held[k] = self.rooms.take(self.each * self.row)
+        x = rows.read(start, end)
+        if start == 0:
+            self.last = x.stride(1) == 1
+        for k, (low, high) in self._spans(start, end).items():
+            self._rows(k, low, high).copy_(x[:, :, low - start : high - start])
+
+    def read(self, start: int, end: int) -> Tensor:
+        parts = [self._rows(k, low, high) for k, (low, high) in self._spans(start, end).items()]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def forget(self, before: int) -> None:
-        while len(self.pieces) > 0 and self.pieces[0][0] + self.pieces[0][1].shape[2] <= before:
-            self.pieces.popleft()
+        for k in [k for k in self.held if (k + 1) * self.each <= before or before >= self.shape[2]]:
+            self.rooms.free.append(self.held.pop(k))
+
+    def _spans(self, start: int, end: int) -> dict[int, tuple[int, int]]:
+        """Which of these rows are in which room."""
+        n = self.each
+        return {k: (max(start, k * n), min(end, (k + 1) * n)) for k in range(start // n, -(-end // n))}
+
+    def _rows(self, k: int, start: int, end: int) -> Tensor:
+        """Those rows, all of them in one room."""
+        (B, C, _, W), n = self.shape, self.each
+        room, rows = self.held[k][: n * self.row], slice(start - k * n, end - k * n)
+        x = room.view(B, n, W, C).permute(0, 3, 1, 2) if self.last else room.view(B, C, n, W)
+        return x[:, :, rows]
 
 
 class Made(Rows):
@@ -173,7 +241,8 @@ class Made(Rows):
         return self.make(self.source.read(low, high))[:, :, start - first : end - first]
 
     def forget(self, before: int) -> None:
-        self.source.forget(max(before // self.times - self.halo, 0))
+        done = before >= self.shape[2]
+        self.source.forget(self.source.shape[2] if done else max(before // self.times - self.halo, 0))
 
 
 class Halved(Rows):
@@ -190,7 +259,7 @@ class Halved(Rows):
         return self.make(self.source.read(2 * start, min(2 * end + 1, self.source.shape[2])))
 
     def forget(self, before: int) -> None:
-        self.source.forget(2 * before)
+        self.source.forget(self.source.shape[2] if before >= self.shape[2] else 2 * before)
 
 
 @dataclass(frozen=True)
@@ -201,6 +270,15 @@ class _Strips:
     """Numbers in a strip of an activation."""
     finest: int
     """Numbers in an activation of the finest level: no larger one is kept."""
+    rooms: Rooms
+    """Where activations are kept."""
+
+    @classmethod
+    def of(cls, strip_bytes: int, finest: int, x: Tensor) -> Self:
+        """For what is given."""
+        at_once = strip_bytes // x.element_size()
+        size = max(at_once // 2, 1)
+        return cls(at_once, finest, Rooms(size, 5 * finest // (4 * size) + 8, x))  # some are never quite full
 
     def spans(self, rows: Rows) -> Iterator[tuple[int, int]]:
         """First row, and the one behind the last, of each strip."""
@@ -209,9 +287,9 @@ class _Strips:
 
     def keep(self, rows: Rows) -> Kept:
         """Compute all rows, and let go of what they are made from."""
-        kept = Kept(rows.shape)
+        kept = Kept(rows.shape, self.rooms)
         for start, end in self.spans(rows):
-            kept.pieces.append((start, rows.read(start, end).contiguous()))  # without the halo's memory
+            kept.fill(rows, start, end)
             rows.forget(end)
         return kept
 
@@ -242,21 +320,22 @@ class _Strips:
 
         if 2 * numbers > self.finest:
             norm2 = self.norm(block.norm2, Made(x, first, C, halo=1))
-            return self.keep(Made(x, lambda x: skip(x) + second(first(x)), C, halo=2))
+            return self.keep(Made(x, lambda x: second(first(x)).add_(skip(x)), C, halo=2))
         both = self.keep(Made(x, lambda x: torch.cat([skip(x), first(x)], dim=1), 2 * C, halo=1))
         norm2 = self.norm(block.norm2, both, slice(C, None))
-        return self.keep(Made(both, lambda both: both[:, :C] + second(both[:, C:]), C, halo=1))
+        return self.keep(Made(both, lambda both: second(both[:, C:]).add_(both[:, :C]), C, halo=1))
 
     def attention(self, block: PositionAttention, x: Rows) -> Kept:
         """A `PositionAttention`: all keys and values, and then the queries."""
-        norm = self.norm(block.group_norm, x)
+        (B, C, H, W), norm = x.shape, self.norm(block.group_norm, x)
+        k, v = (self.rooms.made(B * H * W * C).view(B, H * W, C) for _ in range(2))
 
         def tokens(x: Tensor) -> Tensor:  # (B, C, n, W) -> (B, n*W, C)
             return norm(x).flatten(2).transpose(1, 2)
 
-        both = [(block.to_k(some), block.to_v(some)) for some in (tokens(x.read(*span)) for span in self.spans(x))]
-        k, v = (torch.cat(some, dim=1) for some in zip(*both, strict=True))
-        del both
+        for start, end in self.spans(x):
+            some, of = tokens(x.read(start, end)), slice(start * W, end * W)
+            k[:, of], v[:, of] = block.to_k(some), block.to_v(some)
 
         def attended(x: Tensor) -> Tensor:
             queries = block.to_q(tokens(x)).split(QUERIES_AT_ONCE, dim=1)
@@ -264,7 +343,7 @@ class _Strips:
             out: Tensor = x + y.transpose(1, 2).reshape(x.shape)
             return out
 
-        return self.keep(Made(x, attended, x.shape[1]))
+        return self.keep(Made(x, attended, C))
 
     def middle(self, block: Middle, x: Rows) -> Rows:
         """A `Middle`."""
