@@ -20,7 +20,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from mmap import mmap
 from typing import Self, cast
 
 import torch
@@ -147,28 +146,22 @@ class Whole(Rows):
 
 
 class Rooms:
-    """Memory of one activation after the other: flat tensors of one size, on the CPU not of the heap.
+    """Memory of one activation after the other, in flat tensors of one size.
 
-    Whatever stays on the heap, between what layers take and give back all the time, leaves holes there that the next
-    strip just does not fit in: together as much again as an activation. So all rooms are there from the beginning; the
-    system finds memory for them when something is put in.
+    Whatever stays on a CPU's heap, between what layers take and give back all the time, leaves holes that the next
+    strip just does not fit in: together as much again as an activation. So all rooms are there from the beginning, and
+    in one piece; the system finds memory for them when something is put in.
     """
 
     def __init__(self, size: int, count: int, like: Tensor) -> None:
         """Say how many numbers go into one, how many rooms there should be, and numbers of which kind."""
-        self.size, self.like = size, like[:0]
-        self.free = list(self.made(count * size).view(count, size)) if like.device.type == "cpu" else []
+        self.size, self.like = size, like.new_empty(0)
+        self.free = list(like.new_empty(count, size))
 
     def take(self, size: int) -> Tensor:
         """(size,) or more, with whatever was in it."""
         room = self.free.pop() if self.free else None
-        return self.made(max(size, self.size)) if room is None or room.numel() < size else room
-
-    def made(self, size: int) -> Tensor:
-        """(size,), new."""
-        if self.like.device.type != "cpu":
-            return self.like.new_empty(size)
-        return torch.frombuffer(mmap(-1, size * self.like.element_size()), dtype=self.like.dtype)
+        return self.like.new_empty(max(size, self.size)) if room is None or room.numel() < size else room
 
 
 class Kept(Rows):
@@ -328,7 +321,7 @@ class _Strips:
     def attention(self, block: PositionAttention, x: Rows) -> Kept:
         """A `PositionAttention`: all keys and values, and then the queries."""
         (B, C, H, W), norm = x.shape, self.norm(block.group_norm, x)
-        k, v = (self.rooms.made(B * H * W * C).view(B, H * W, C) for _ in range(2))
+        k, v = (self.rooms.like.new_empty(B, H * W, C) for _ in range(2))
 
         def tokens(x: Tensor) -> Tensor:  # (B, C, n, W) -> (B, n*W, C)
             return norm(x).flatten(2).transpose(1, 2)
@@ -369,4 +362,4 @@ class _Strips:
         """The last norm and convolution: (B, C, H, W)."""
         found = self.norm(norm, x)
         rows = self.keep(Made(x, lambda x: conv(F.silu(found(x), inplace=True)), conv.out_channels, halo=1))
-        return rows.read(0, rows.shape[2])
+        return rows.read(0, rows.shape[2]).clone()  # no part of a room
