@@ -146,47 +146,49 @@ class Whole(Rows):
 
 
 class Rooms:
-    """Memory of one activation after the other, in flat tensors of one size.
+    """Memory of one activation after the other, in pieces of one size.
 
     Whatever stays on a CPU's heap, between what layers take and give back all the time, leaves holes that the next
     strip just does not fit in: together as much again as an activation. So all rooms are there from the beginning, and
     in one piece; the system finds memory for them when something is put in.
     """
 
-    def __init__(self, size: int, count: int, like: Tensor) -> None:
-        """Say how many numbers go into one, how many rooms there should be, and numbers of which kind."""
-        self.size, self.like = size, like.new_empty(0)
-        self.free = list(like.new_empty(count, size))
+    def __init__(self, size: int, count: int, device: torch.device) -> None:
+        """Say how many bytes go into one, and how many rooms there should be."""
+        self.device, self.size = device, -(-size // 64) * 64  # whole numbers of any kind
+        self.free = list(torch.empty(count, self.size, dtype=torch.uint8, device=device))
 
     def take(self, size: int) -> Tensor:
-        """(size,) or more, with whatever was in it."""
+        """Bytes (size,) or more, with whatever was in them."""
         room = self.free.pop() if self.free else None
-        return self.like.new_empty(max(size, self.size)) if room is None or room.numel() < size else room
+        if room is None or room.numel() < size:
+            room = torch.empty(max(size, self.size), dtype=torch.uint8, device=self.device)
+        return room
 
 
 class Kept(Rows):
-    """Rows in memory, which is given back room by room."""
+    """Rows in memory, which is given back room by room. They may be of another dtype than others: see `careful`."""
 
     def __init__(self, shape: tuple[int, int, int, int], rooms: Rooms) -> None:
         """Say whose rows, and where they go."""
         B, C, _, W = self.shape = shape
         self.row, self.rooms = B * C * W, rooms
-        self.each = max(rooms.size // self.row, 1)
-        """Rows in a room."""
         self.held: dict[int, Tensor] = {}
         """The rooms, by their number."""
-        self.last = False
-        """Whether channels are next to each other, as in the first rows."""
+        self.each = 1
+        """Rows in a room."""
+        self.dtype, self.last = torch.float32, False
+        """Of the numbers, and whether channels are next to each other: as in the first rows."""
 
     def fill(self, rows: Rows, start: int, end: int) -> None:
         """Keep some of these rows; those before them are kept already."""
-        for k in self._spans(start, end):
-            if k not in self.held:  # made before anything of the strip is: see `Rooms`
-                self.held[k] = self.rooms.take(self.each * self.row)
         x = rows.read(start, end)
         if start == 0:
-            self.last = x.stride(1) == 1
+            self.dtype, self.last = x.dtype, x.stride(1) == 1
+            self.each = max(self.rooms.size // (self.row * x.element_size()), 1)
         for k, (low, high) in self._spans(start, end).items():
+            if k not in self.held:
+                self.held[k] = self.rooms.take(self.each * self.row * x.element_size())
             self._rows(k, low, high).copy_(x[:, :, low - start : high - start])
 
     def read(self, start: int, end: int) -> Tensor:
@@ -205,9 +207,9 @@ class Kept(Rows):
     def _rows(self, k: int, start: int, end: int) -> Tensor:
         """Those rows, all of them in one room."""
         (B, C, _, W), n = self.shape, self.each
-        room, rows = self.held[k][: n * self.row], slice(start - k * n, end - k * n)
+        room = self.held[k][: n * self.row * self.dtype.itemsize].view(self.dtype)
         x = room.view(B, n, W, C).permute(0, 3, 1, 2) if self.last else room.view(B, C, n, W)
-        return x[:, :, rows]
+        return x[:, :, start - k * n : end - k * n]
 
 
 class Made(Rows):
@@ -269,9 +271,9 @@ class _Strips:
     @classmethod
     def of(cls, strip_bytes: int, finest: int, x: Tensor) -> Self:
         """For what is given."""
-        at_once = strip_bytes // x.element_size()
-        size = max(at_once // 2, 1)
-        return cls(at_once, finest, Rooms(size, 5 * finest // (4 * size) + 8, x))  # some are never quite full
+        size = strip_bytes // 2
+        count = 5 * finest * x.element_size() // (4 * max(size, 1)) + 8  # some are never quite full
+        return cls(strip_bytes // x.element_size(), finest, Rooms(size, count, x.device))
 
     def spans(self, rows: Rows) -> Iterator[tuple[int, int]]:
         """First row, and the one behind the last, of each strip."""
@@ -313,22 +315,24 @@ class _Strips:
 
         if 2 * numbers > self.finest:
             norm2 = self.norm(block.norm2, Made(x, first, C, halo=1))
-            return self.keep(Made(x, lambda x: second(first(x)).add_(skip(x)), C, halo=2))
+            return self.keep(Made(x, lambda x: skip(x) + second(first(x)), C, halo=2))
         both = self.keep(Made(x, lambda x: torch.cat([skip(x), first(x)], dim=1), 2 * C, halo=1))
         norm2 = self.norm(block.norm2, both, slice(C, None))
-        return self.keep(Made(both, lambda both: second(both[:, C:]).add_(both[:, :C]), C, halo=1))
+        return self.keep(Made(both, lambda both: both[:, :C] + second(both[:, C:]), C, halo=1))
 
     def attention(self, block: PositionAttention, x: Rows) -> Kept:
         """A `PositionAttention`: all keys and values, and then the queries."""
         (B, C, H, W), norm = x.shape, self.norm(block.group_norm, x)
-        k, v = (self.rooms.like.new_empty(B, H * W, C) for _ in range(2))
 
         def tokens(x: Tensor) -> Tensor:  # (B, C, n, W) -> (B, n*W, C)
             return norm(x).flatten(2).transpose(1, 2)
 
         for start, end in self.spans(x):
             some, of = tokens(x.read(start, end)), slice(start * W, end * W)
-            k[:, of], v[:, of] = block.to_k(some), block.to_v(some)
+            keys, values = block.to_k(some), block.to_v(some)
+            if start == 0:
+                k, v = keys.new_empty(B, H * W, C), values.new_empty(B, H * W, C)
+            k[:, of], v[:, of] = keys, values
 
         def attended(x: Tensor) -> Tensor:
             queries = block.to_q(tokens(x)).split(QUERIES_AT_ONCE, dim=1)
