@@ -143,15 +143,15 @@ import torch
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.strips import decode_in_strips, encode_in_strips
 
-config = AutoencoderConfig(channels=(32, 64), norm_groups=8, blocks_per_level=1, middle_attention=False)
+config = AutoencoderConfig(channels=(32, 64, 64), norm_groups=8, blocks_per_level=1, middle_attention=False)
 toy = Autoencoder(config).eval()
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-z, pixels = torch.randn(1, 4, 512, 512), torch.randn(1, 3, 1024, 1024)
+z, pixels = torch.randn(1, 4, 256, 256), torch.randn(1, 3, 1024, 1024)
 with torch.inference_mode():
     toy.decode(z[..., :64, :64]), toy.encode(pixels[..., :128, :128])
     before = peak()
-    decode_in_strips(toy, z, 4 << 20), encode_in_strips(toy, pixels, 4 << 20)
+    decode_in_strips(toy, z, 2 << 20), encode_in_strips(toy, pixels, 2 << 20)
 print(peak() - before)
 """
 
@@ -161,7 +161,7 @@ print(peak() - before)
 def test_memory_is_that_of_one_activation() -> None:
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     one = 32 * 1024 * 1024 * 4
-    assert int(done.stdout) < 1.6 * one, f"{int(done.stdout) / one:.2f} activations; at once it is 5"
+    assert int(done.stdout) < 1.6 * one, f"{int(done.stdout) / one:.2f} activations; at once it is 6.8"
 
 
 def test_doubling_and_convolution_at_once() -> None:
@@ -174,7 +174,7 @@ def test_doubling_and_convolution_at_once() -> None:
 
 def test_rows_that_will_not_be_asked_for_are_let_go() -> None:
     x = torch.arange(40.0).view(1, 1, 20, 2)
-    rooms = Rooms(1, 1, x.device)  # of 64 bytes: eight rows
+    rooms = Rooms(3 * 2, 1, x)  # three rows
     kept = Kept((1, 1, 20, 2), rooms)
     for start in range(0, 20, 4):
         kept.fill(Whole(x), start, start + 4)
@@ -186,11 +186,11 @@ def test_rows_that_will_not_be_asked_for_are_let_go() -> None:
     for start, end in ((0, 5), (5, 9), (9, 20)):
         assert torch.equal(made.read(start, end), blurred(x)[:, :, start:end])
         made.forget(end)
-        assert all(8 * (k + 1) > end - 1 for k in kept.held) or end == 20, "what is above the halo has gone"
-    assert len(rooms.free) == 3 and not kept.held, "and is there for others"
+        assert all(3 * (k + 1) > end - 1 for k in kept.held) or end == 20, "what is above the halo has gone"
+    assert len(rooms.free) == 7 and not kept.held, "and is there for others"
     given = {room.data_ptr() for room in rooms.free}
     other = Kept((1, 3, 2, 2), rooms)
     y = x[:, :, :6].view(1, 3, 2, 2)
     other.fill(Whole(y.contiguous(memory_format=torch.channels_last)), 0, 2)
-    assert {room.data_ptr() for room in other.held.values()} < given and len(rooms.free) == 2
+    assert {room.data_ptr() for room in other.held.values()} < given and len(rooms.free) == 5
     assert torch.equal(other.read(0, 2), y) and other.read(0, 2).stride(1) == 1

@@ -146,50 +146,63 @@ class Whole(Rows):
 
 
 class Rooms:
-    """Memory of one activation after the other, in pieces of one size.
+    """Memory of one activation after the other, in flat tensors of one size.
 
     Whatever stays on a CPU's heap, between what layers take and give back all the time, leaves holes that the next
     strip just does not fit in: together as much again as an activation. So all rooms are there from the beginning, and
     in one piece; the system finds memory for them when something is put in.
     """
 
-    def __init__(self, size: int, count: int, device: torch.device) -> None:
-        """Say how many bytes go into one, and how many rooms there should be."""
-        self.device, self.size = device, -(-size // 64) * 64  # whole numbers of any kind
-        self.free = list(torch.empty(count, self.size, dtype=torch.uint8, device=device))
+    def __init__(self, size: int, count: int, like: Tensor) -> None:
+        """Say how many numbers go into one, how many rooms there should be, and numbers of which kind."""
+        self.size, self.like = size, like.new_empty(0)
+        self.free = list(like.new_empty(count, size))
 
-    def take(self, size: int) -> Tensor:
-        """Bytes (size,) or more, with whatever was in them."""
+    def take(self, size: int, dtype: torch.dtype) -> Tensor:
+        """(size,) or more, with whatever was in it."""
+        if dtype != self.like.dtype:
+            return self.like.new_empty(size, dtype=dtype)
         room = self.free.pop() if self.free else None
-        if room is None or room.numel() < size:
-            room = torch.empty(max(size, self.size), dtype=torch.uint8, device=self.device)
-        return room
+        return self.like.new_empty(max(size, self.size)) if room is None or room.numel() < size else room
+
+    def give(self, room: Tensor) -> None:
+        """Take back one that nothing is in any more."""
+        if room.dtype == self.like.dtype:
+            self.free.append(room)
 
 
 class Kept(Rows):
-    """Rows in memory, which is given back room by room. They may be of another dtype than others: see `careful`."""
+    """Rows in memory, which is given back room by room."""
 
     def __init__(self, shape: tuple[int, int, int, int], rooms: Rooms) -> None:
         """Say whose rows, and where they go."""
         B, C, _, W = self.shape = shape
         self.row, self.rooms = B * C * W, rooms
+        self.each = max(rooms.size // self.row, 1)
+        """Rows in a room."""
         self.held: dict[int, Tensor] = {}
         """The rooms, by their number."""
-        self.each = 1
-        """Rows in a room."""
-        self.dtype, self.last = torch.float32, False
-        """Of the numbers, and whether channels are next to each other: as in the first rows."""
+        self.dtype, self.last = rooms.like.dtype, False
+        """As in the first rows: of the numbers (`careful` has some in float32); whether channels are side by side."""
 
     def fill(self, rows: Rows, start: int, end: int) -> None:
         """Keep some of these rows; those before them are kept already."""
+        self._take(start, end)  # before anything of the strip is there: see `Rooms`
         x = rows.read(start, end)
         if start == 0:
-            self.dtype, self.last = x.dtype, x.stride(1) == 1
-            self.each = max(self.rooms.size // (self.row * x.element_size()), 1)
+            self.last = x.stride(1) == 1
+            if x.dtype != self.dtype:
+                self.forget(self.shape[2])
+                self.dtype = x.dtype
+                self._take(start, end)
         for k, (low, high) in self._spans(start, end).items():
-            if k not in self.held:
-                self.held[k] = self.rooms.take(self.each * self.row * x.element_size())
             self._rows(k, low, high).copy_(x[:, :, low - start : high - start])
+
+    def _take(self, start: int, end: int) -> None:
+        """Rooms for these rows."""
+        for k in self._spans(start, end):
+            if k not in self.held:
+                self.held[k] = self.rooms.take(self.each * self.row, self.dtype)
 
     def read(self, start: int, end: int) -> Tensor:
         parts = [self._rows(k, low, high) for k, (low, high) in self._spans(start, end).items()]
@@ -197,7 +210,7 @@ class Kept(Rows):
 
     def forget(self, before: int) -> None:
         for k in [k for k in self.held if (k + 1) * self.each <= before or before >= self.shape[2]]:
-            self.rooms.free.append(self.held.pop(k))
+            self.rooms.give(self.held.pop(k))
 
     def _spans(self, start: int, end: int) -> dict[int, tuple[int, int]]:
         """Which of these rows are in which room."""
@@ -207,9 +220,9 @@ class Kept(Rows):
     def _rows(self, k: int, start: int, end: int) -> Tensor:
         """Those rows, all of them in one room."""
         (B, C, _, W), n = self.shape, self.each
-        room = self.held[k][: n * self.row * self.dtype.itemsize].view(self.dtype)
+        room, rows = self.held[k][: n * self.row], slice(start - k * n, end - k * n)
         x = room.view(B, n, W, C).permute(0, 3, 1, 2) if self.last else room.view(B, C, n, W)
-        return x[:, :, start - k * n : end - k * n]
+        return x[:, :, rows]
 
 
 class Made(Rows):
@@ -257,6 +270,11 @@ class Halved(Rows):
         self.source.forget(self.source.shape[2] if before >= self.shape[2] else 2 * before)
 
 
+def _sum(y: Tensor, skip: Tensor) -> Tensor:
+    """In the place of y, which nobody else has, unless one of them is in float32 only (see `careful`)."""
+    return y.add_(skip) if y.dtype == skip.dtype else y + skip
+
+
 @dataclass(frozen=True)
 class _Strips:
     """How the layers of an autoencoder are evaluated."""
@@ -271,9 +289,9 @@ class _Strips:
     @classmethod
     def of(cls, strip_bytes: int, finest: int, x: Tensor) -> Self:
         """For what is given."""
-        size = strip_bytes // 2
-        count = 5 * finest * x.element_size() // (4 * max(size, 1)) + 8  # some are never quite full
-        return cls(strip_bytes // x.element_size(), finest, Rooms(size, count, x.device))
+        at_once = strip_bytes // x.element_size()
+        size = max(at_once // 2, 1)
+        return cls(at_once, finest, Rooms(size, 5 * finest // (4 * size) + 8, x))  # some are never quite full
 
     def spans(self, rows: Rows) -> Iterator[tuple[int, int]]:
         """First row, and the one behind the last, of each strip."""
@@ -315,10 +333,10 @@ class _Strips:
 
         if 2 * numbers > self.finest:
             norm2 = self.norm(block.norm2, Made(x, first, C, halo=1))
-            return self.keep(Made(x, lambda x: skip(x) + second(first(x)), C, halo=2))
+            return self.keep(Made(x, lambda x: _sum(second(first(x)), skip(x)), C, halo=2))
         both = self.keep(Made(x, lambda x: torch.cat([skip(x), first(x)], dim=1), 2 * C, halo=1))
         norm2 = self.norm(block.norm2, both, slice(C, None))
-        return self.keep(Made(both, lambda both: both[:, :C] + second(both[:, C:]), C, halo=1))
+        return self.keep(Made(both, lambda both: _sum(second(both[:, C:]), both[:, :C]), C, halo=1))
 
     def attention(self, block: PositionAttention, x: Rows) -> Kept:
         """A `PositionAttention`: all keys and values, and then the queries."""
