@@ -86,7 +86,9 @@ def decode_in_strips(autoencoder: Autoencoder, z: Tensor, strip_bytes: int = STR
     finest = B * config.channels[0] * (h * config.factor) * (w * config.factor)
     with torch.no_grad():
         strips = _Strips.of(strip_bytes, finest, z)
-        x = strips.middle(decoder.mid_block, Whole(decoder.conv_in(autoencoder.post_quant_conv(entries))))
+        conv_in = nn.Sequential(autoencoder.post_quant_conv, decoder.conv_in)
+        x: Rows = strips.keep(Made(Whole(entries), conv_in, decoder.conv_in.out_channels, halo=1))
+        x = strips.middle(decoder.mid_block, x)
         for level in decoder.up_blocks:
             x = strips.level(cast(Level, level), x)
         return strips.out(decoder.conv_norm_out, decoder.conv_out, x)
