@@ -185,10 +185,13 @@ def _sizes(kinds: list[Kind]) -> tuple[str, str]:
         for kind in kinds
         if isinstance(kind, Additive) and kind.rank is not None
     )
-    return tuple(  # type: ignore[return-value]  # two
-        "Dynamic" if not found or 2 * found.most_common(1)[0][1] <= found.total() else f"{found.most_common(1)[0][0]}"
-        for found in (ranks, alphas)
-    )
+    return _in_common(ranks), _in_common(alphas)
+
+
+def _in_common(found: Counter[int] | Counter[float]) -> str:
+    """What more than half are, or "Dynamic"."""
+    [(most, times)] = found.most_common(1) or [(0, 0)]
+    return f"{most}" if 2 * times > found.total() else "Dynamic"
 
 
 def _family(preset: Preset) -> tuple[str, str]:

@@ -128,8 +128,6 @@ class _Repository:
         """Find out, once, whether the hub answers. A file that fails later is an error, not an absent file."""
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
 
-        # That of its transport, which differs by version and is not exported.
-        transport_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
         try:
             get_hf_file_metadata(hf_hub_url(self.name, INDEX, revision=self.revision))
         except errors.EntryNotFoundError:
@@ -149,7 +147,7 @@ class _Repository:
             self.unreachable = OFFLINE
         except errors.HfHubHTTPError as error:
             self.unreachable = f"it answered {getattr(error.response, 'status_code', 'an error')}"
-        except (transport_error, OSError) as error:
+        except (_transport_error(), OSError) as error:
             self.unreachable = _first_line(error)
 
     def get(self, file: str) -> Path | None:
@@ -159,14 +157,13 @@ class _Repository:
         if self.unreachable is not None:
             found = try_to_load_from_cache(self.name, file, revision=self.revision)
             return Path(found) if isinstance(found, str) else None
-        transport_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # as above
         try:
             return Path(hf_hub_download(self.name, file, revision=self.revision))
         except errors.LocalEntryNotFoundError as error:
             raise self.failed(f"could not be downloaded: {file}: {_first_line(error)}", "try again") from error
         except errors.EntryNotFoundError:
             return None
-        except (transport_error, OSError) as error:
+        except (_transport_error(), OSError) as error:
             raise self.failed(f"could not be downloaded: {file}: {_first_line(error)}", "try again") from error
 
     def must_be_reached(self) -> None:
@@ -197,6 +194,14 @@ class _Repository:
 
     def failed(self, what: str, mend: str) -> ModelFileError:
         return ModelFileError(f"{self.name} {what}; {mend}")
+
+
+def _transport_error() -> type[Exception]:
+    """Of what the hub's library asks with, which differs by its version and is not exported."""
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    found: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    return found
 
 
 def _first_line(error: Exception) -> str:

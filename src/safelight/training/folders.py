@@ -127,13 +127,14 @@ def _in_folder(folder: Path, caption: str | None) -> list[Entry]:
         return [
             _sampled(shard, sample, text, caption) for shard in shards for sample, text in read_shard(shard, PICTURES)
         ]
-    repeated = sorted((p for p in folder.iterdir() if p.is_dir() and REPEATED.fullmatch(p.name)), key=lambda p: p.name)
+    folders = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.name)
+    repeated = {p: named for p in folders if (named := REPEATED.fullmatch(p.name))}
     if not repeated:
         return [_beside(folder, path, caption) for path in find_pictures(folder)]
-    _say_left_out(folder, repeated)
+    _say_left_out(folder, list(repeated))
     found: list[Entry] = []
-    for inner in repeated:
-        number, words = REPEATED.fullmatch(inner.name).groups()  # type: ignore[union-attr]  # only those that match
+    for inner, named in repeated.items():
+        number, words = named.groups()
         if not 0 < int(number) <= MOST_REPEATS:
             raise DataError(f"{inner} asks for {number} repeats: rename it to a number from 1 to {MOST_REPEATS}")
         found += [replace(_beside(folder, p, words.strip()), repeats=int(number)) for p in find_pictures(inner)]
