@@ -17,11 +17,12 @@ from functools import cache, partial
 import torch
 
 from measuring import SAFELIGHT, Report, alternate, arguments
+from safelight.memory import keep_memory
 from safelight.models import tiled_attention
 from safelight.models.layers import attend
 from safelight.models.rounded_attention import attend_rounded
 from safelight.models.tiled_attention import Mkl, OneDnn, Products, attend_tiled
-from safelight.tasks.machine import choose_threads, keep_memory
+from safelight.tasks.machine import choose_threads
 
 SELVES = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (4096, 5, 64), (9216, 5, 64))
 SIZES = (*((L, L, heads, d) for L, heads, d in SELVES), (4096, 77, 8, 40))

@@ -16,7 +16,7 @@ ROOT = Path(safelight.__file__).parent
 REPOSITORY = Path(__file__).parent.parent
 
 # Which rooms a room may import. Leaves may be imported by every room.
-LEAVES = {"errors", "doors", "sending", "uncollected"}
+LEAVES = {"errors", "doors", "memory", "sending", "uncollected"}
 BELOW_TASKS = {"models", "diffusion", "presets", "conditioning", "checkpoints", "adapters"}
 DRAWING = {*BELOW_TASKS, "tasks"}
 MAY_IMPORT = {
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "errors": set(),
     "mistakes": set(),
     "doors": set(),
+    "memory": set(),
     "sending": set(),
     "uncollected": set(),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -157,13 +156,16 @@ print(peak() - before)
 """
 
 
+KEEP = "from safelight.memory import keep_memory; keep_memory()"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="it cannot be measured there")
-def test_memory_is_that_of_one_activation() -> None:
-    exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}  # what is given back is gone: no holes on the heap
-    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, env=exact)
+@pytest.mark.parametrize("first", ["", KEEP], ids=["as the C library has it", "as `load` has it"])
+def test_memory_is_that_of_one_activation(first: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"{first}\n{PEAK}"], capture_output=True, text=True, check=True)
     one = 32 * 1024 * 1024 * 4
-    assert int(done.stdout) < 1.5 * one, f"{int(done.stdout) / one:.2f} activations; at once it is 5"
+    assert int(done.stdout) < 1.6 * one, f"{int(done.stdout) / one:.2f} activations; at once it is 5"
 
 
 def test_doubling_and_convolution_at_once() -> None:

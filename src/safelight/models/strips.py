@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safelight.memory import give_back
 from safelight.models.autoencoder import Autoencoder, Level, Middle
 from safelight.models.layers import PositionAttention, ResnetBlock, Upsample, attend
 from safelight.models.norms import Norm
@@ -291,6 +292,7 @@ class _Strips:
     @classmethod
     def of(cls, strip_bytes: int, finest: int, x: Tensor) -> Self:
         """For what is given."""
+        give_back()  # what earlier work left
         at_once = strip_bytes // x.element_size()
         size = max(at_once // 2, 1)
         return cls(at_once, finest, Rooms(size, 5 * finest // (4 * size) + 8, x))  # some are never quite full
@@ -306,6 +308,7 @@ class _Strips:
         for start, end in self.spans(rows):
             kept.fill(rows, start, end)
             rows.forget(end)
+        give_back()  # the heap's holes, in which strips of the next layer would not all fit
         return kept
 
     def keep_if_small(self, rows: Rows) -> Rows:
@@ -314,7 +317,9 @@ class _Strips:
 
     def norm(self, norm: nn.GroupNorm, rows: Rows, channels: slice = slice(None)) -> Norm:
         """Measure the rows, or some channels of them, for a norm."""
-        return Norm.of(norm, (rows.read(start, end)[:, channels] for start, end in self.spans(rows)))
+        measured = Norm.of(norm, (rows.read(start, end)[:, channels] for start, end in self.spans(rows)))
+        give_back()
+        return measured
 
     def resnet(self, block: ResnetBlock, x: Rows) -> Kept:
         """A `ResnetBlock` of an autoencoder."""

@@ -16,6 +16,7 @@ from safelight.checkpoints.alone import read_normalizer, read_texts, read_vae
 from safelight.checkpoints.pages import MappedPages, read_ahead
 from safelight.checkpoints.previews import decodes, fingerprint, read_preview_decoder
 from safelight.errors import ModelFileError, RequestError
+from safelight.memory import keep_memory
 from safelight.models.int8 import quantise, rounded_weights
 from safelight.models.int8_products import supported
 from safelight.models.networks import Config, unfilled
@@ -29,7 +30,7 @@ from safelight.presets.preset import AUTOENCODER, UNET
 from safelight.sending import layout
 from safelight.tasks.carrying import Carrier
 from safelight.tasks.compiling import compile_blocks, keep_compiled, require_compiler
-from safelight.tasks.machine import choose_threads, keep_memory
+from safelight.tasks.machine import choose_threads
 from safelight.tasks.model import Model
 from safelight.tasks.parts import Networks
 from safelight.tasks.quantising import known_numbers

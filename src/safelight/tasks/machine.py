@@ -1,21 +1,14 @@
-"""What is used of the machine: as many threads as there are processors for, and memory that is kept while it helps."""
+"""What is used of the machine: as many threads as there are processors for, and a folder for what can be made again."""
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import platform
 from functools import cache
 from pathlib import Path
 
 import torch
 
-LARGEST_KEPT = 1 << 30
-"""Bytes of the largest piece of memory that is kept for the next one of its size, instead of being given back."""
-KEPT = (1 << 31) - 1
-"""Bytes that are kept at most; all that the C library's setting can say."""
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _SAYS_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _OF_THE_LIBRARY = (
@@ -50,25 +43,6 @@ def choose_threads() -> None:
         torch.set_num_threads(min(torch.get_num_threads(), processors()))
 
 
-@cache
-def keep_memory() -> None:
-    """Have memory that is let go of kept for what is asked for next, until `give_back`; the first call does it.
-
-    Every layer's answer is some megabytes. The GNU C library takes as much from the system each time and gives it back,
-    and the system fills each of its pages with zeros: that takes as long as some layers' arithmetic.
-    """
-    if _has_glibc():
-        library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)
-        library.mallopt(_TRIM_THRESHOLD, KEPT)
-
-
-def give_back() -> None:
-    """Return to the system what was kept and is not in use."""
-    if _has_glibc():
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def cache_folder(of: str) -> Path:
     """Where what can be made again is kept from run to run."""
     named = os.environ.get("XDG_CACHE_HOME")
@@ -87,8 +61,3 @@ def processors(quota: Path = _QUOTA) -> int:
     if len(words) == 2 and words[0] != "max":
         allowed = min(allowed, math.ceil(int(words[0]) / int(words[1])))
     return max(allowed, 1)
-
-
-@cache
-def _has_glibc() -> bool:
-    return platform.libc_ver()[0] == "glibc"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from safelight.checkpoints import Checkpoint, write_folder
 from safelight.diffusion.samplers import Step
 from safelight.errors import RequestError
+from safelight.memory import give_back
 from safelight.models.preview_decoder import PreviewDecoder
 from safelight.models.tokenizer import Tokenizing
 from safelight.presets import Preset
@@ -27,7 +28,6 @@ from safelight.tasks.alone import differing, single, wordings_of
 from safelight.tasks.drawn import sized
 from safelight.tasks.handover import require_same_latents
 from safelight.tasks.identity import hash_files, hash_parts
-from safelight.tasks.machine import give_back
 from safelight.tasks.member import Member
 from safelight.tasks.metadata import RECORD_CHUNK, TEXT_CHUNK, ModelIdentity, Record, infotext
 from safelight.tasks.metadata.formats import format_of, require_room

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from safelight.errors import OutputError, TrainingError
-from safelight.tasks.machine import keep_memory
+from safelight.memory import keep_memory
 from safelight.training.batches import batches, on_device, pinned
 from safelight.training.config import LoopConfig
 from safelight.training.parts import AVERAGE, MEND, OPTIMIZER, WEIGHTS, Part
