@@ -308,8 +308,16 @@ class _Strips:
         for start, end in self.spans(rows):
             kept.fill(rows, start, end)
             rows.forget(end)
-        give_back()  # the heap's holes, in which strips of the next layer would not all fit
+        self.tidy(rows)
         return kept
+
+    def tidy(self, rows: Rows) -> None:
+        """Give back the holes that strips of these left on the heap, and that not all of the next layer would fit in.
+
+        Not behind small ones, which leave little: the system takes time to find all that memory again.
+        """
+        if 2 * rows.row * rows.shape[2] >= self.finest:
+            give_back()
 
     def keep_if_small(self, rows: Rows) -> Rows:
         """`keep`, unless that is more than what will be kept of the finest level anyway."""
@@ -318,7 +326,7 @@ class _Strips:
     def norm(self, norm: nn.GroupNorm, rows: Rows, channels: slice = slice(None)) -> Norm:
         """Measure the rows, or some channels of them, for a norm."""
         measured = Norm.of(norm, (rows.read(start, end)[:, channels] for start, end in self.spans(rows)))
-        give_back()
+        self.tidy(rows)
         return measured
 
     def resnet(self, block: ResnetBlock, x: Rows) -> Kept:
