@@ -176,14 +176,14 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = ("--preset", "tiny")
 ONCE = ("--turns", "1")
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "networks": ("guided", "decode", "text", *TINY, *ONCE),
+    "networks": ("unet", "guided", "decode", "encode", "text", *TINY, *ONCE),
     "attention": ONCE,
     "shortcuts": ("previews", "--prompts", "10", "--size", "64", *ONCE),
-    "startup": ("step", *TINY, "--steps", "1", *ONCE),
-    "loading": (*TINY, "--kinds", "folder", *ONCE),
+    "startup": (*TINY, "--steps", "1", *ONCE),
+    "loading": (*TINY, *ONCE),
     "training": (*TINY, "--steps", "1", *ONCE),
-    "growth": ("size", *TINY, "--sizes", "64", "--works", "unet", "--patience", "0.1"),
-    "decode": (*TINY, "--sizes", "64", "--kinds", "smooth"),
+    "growth": (*TINY, "--sizes", "64", "--patience", "0.1"),
+    "decode": (*TINY, "--sizes", "64"),
     "overhead": ONCE,
     "orders": (),
     "batches": ("--samplers", "euler", "--steps", "2"),
