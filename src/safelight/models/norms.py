@@ -26,7 +26,8 @@ class Norm:
     @classmethod
     def of(cls, norm: nn.GroupNorm, strips: Iterable[Tensor]) -> Norm:
         """Measure a picture's strips, each (B, C, n, W), for a norm."""
-        counts, means, variances = [], [], []  # plain numbers: small tensors would stand about on the heap, see `strips.Rooms`
+        # Plain numbers: small tensors would stand about on the heap (see `strips.Rooms`).
+        counts, means, variances = [], [], []
         for strip in strips:
             B, C, n, W = strip.shape
             order = torch.channels_last if strip.stride(1) == 1 else torch.contiguous_format
